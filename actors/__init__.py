@@ -1,0 +1,1 @@
+"""The actors: one folder each, and the kit that runs them."""

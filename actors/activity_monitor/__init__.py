@@ -1,0 +1,1 @@
+"""The ActivityMonitor: when users were last active, and whether Postgres answers."""

@@ -1,0 +1,1 @@
+"""The Configurator: from catalog and spec to SQL operations, and their execution."""

@@ -1,0 +1,1 @@
+"""The HttpFacade: the lives of the two HTTP servers."""

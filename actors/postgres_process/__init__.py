@@ -1,0 +1,1 @@
+"""The PostgresProcess: the PGDATA folder and the postmaster."""

@@ -1,0 +1,1 @@
+"""The Supervisor: the node's state and every change of it."""

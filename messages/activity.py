@@ -1,0 +1,19 @@
+"""What the ActivityMonitor hears and says."""
+
+from .base import Message
+
+
+class StartMonitoring(Message, frozen=True):
+    """Postgres is running: watch it. `experimental` also counts sessions and active time."""
+
+    experimental: bool
+
+
+class StopMonitoring(Message, frozen=True):
+    """A stop is planned: end in silence, counting no downtime."""
+
+
+class ActivityObserved(Message, frozen=True):
+    """Users were active, last at `at_s` (seconds since the epoch); it only ever grows."""
+
+    at_s: float

@@ -1,0 +1,36 @@
+"""What the Configurator hears and says: the SQL administration of a running Postgres."""
+
+from .base import Message
+from .spec import ComputeSpec
+
+
+class ApplySpec(Message, frozen=True):
+    """Bring roles, databases and grants to the described state.
+
+    `starting` tells the first application (many connections) from a reconfiguration (few).
+    """
+
+    operation: int
+    spec: ComputeSpec
+    starting: bool
+
+
+class CancelApply(Message, frozen=True):
+    """Break the application off; its ApplyFailed still comes."""
+
+    operation: int
+
+
+class SpecApplied(Message, frozen=True):
+    """The catalog is in the described state; `statements` were needed."""
+
+    operation: int
+    statements: int
+    took_ms: int
+
+
+class ApplyFailed(Message, frozen=True):
+    """The catalog is not in the described state; `error` lists what failed, by object."""
+
+    operation: int
+    error: str

@@ -1,0 +1,74 @@
+"""Every metric's public name, in one place.
+
+The first group is the counterpart's (`http-api` reference, 7.2), exact in name and label; the second is ours.
+"""
+
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+
+class Kind(Enum):
+    """What Prometheus calls the type of a metric."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+
+class Family(msgspec.Struct, frozen=True):
+    """One metric; without labels it is present from the first scrape with 0."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+def _gauge(name: str, text: str, *labels: str) -> Family:
+    return Family(name, Kind.GAUGE, text, labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> Family:
+    return Family(name, Kind.COUNTER, text, labels)
+
+
+UP: Final = _gauge("compute_ctl_up", "1 for the current status of the node.", "build_tag", "status")
+CURRENT_DOWNTIME: Final = _gauge(
+    "compute_pg_current_downtime_ms", "Milliseconds since Postgres was last seen up; 0 while it is."
+)
+DOWNTIME_TOTAL: Final = _counter(
+    "compute_pg_downtime_ms_total", "Milliseconds in which Postgres was seen to be down."
+)
+
+CONDITION: Final = _gauge("compute_node_condition", "1 for each condition that holds now.", "condition")
+HANDLED: Final = _counter("compute_node_messages_total", "Messages handled.", "actor", "message")
+HANDLER_SECONDS: Final = _counter(
+    "compute_node_handler_seconds_total", "Time spent in message handlers.", "actor", "message"
+)
+SLOW_HANDLERS: Final = _counter(
+    "compute_node_slow_handlers_total", "Handlers that took longer than 50 ms.", "actor"
+)
+MAILBOX_DEPTH: Final = _gauge("compute_node_mailbox_depth", "Messages waiting now.", "actor")
+ACTOR_FAILURES: Final = _counter("compute_node_actor_failures_total", "Actors that died.", "actor")
+WAITERS: Final = _gauge("compute_node_waiting_requests", "HTTP requests that wait for an outcome.")
+REFUSED_WAITERS: Final = _counter(
+    "compute_node_waiting_requests_refused_total", "HTTP requests answered 503 because too many wait."
+)
+QUEUE_WARNINGS: Final = _counter(
+    "compute_node_http_queue_warnings_total",
+    "Times a server had more requests than threads.",
+    "server",
+)
+LOG_DROPPED: Final = _counter("compute_node_log_lines_dropped_total", "Log lines lost to a full queue.")
+UNKNOWN_FIELDS: Final = _counter(
+    "compute_node_unknown_spec_fields_total", "Unknown fields and features seen in specs."
+)
+APPLIED_STATEMENTS: Final = _counter(
+    "compute_node_applied_statements_total", "SQL statements run to bring the catalog to the spec."
+)
+STOP_RUNGS: Final = _counter(
+    "compute_node_postgres_stops_total", "Stops of Postgres, by the rung they reached.", "rung"
+)
+
+FAMILIES: Final = tuple(value for value in list(globals().values()) if isinstance(value, Family))

@@ -1,0 +1,157 @@
+"""What the PostgresProcess hears and says: the PGDATA folder and the postmaster.
+
+Commands carry the number of the operation they belong to; outcomes bear it, so that a late one is known.
+"""
+
+from enum import Enum
+
+from .base import Message
+from .spec import ComputeSpec
+
+# --- Commands --------------------------------------------------------------------------------------------
+
+
+class InspectPgdata(Message, frozen=True):
+    """Lock the folder and judge it, before anything else happens."""
+
+
+class CheckConfiguration(Message, frozen=True):
+    """Would Postgres take the configuration of this spec? Changes nothing."""
+
+    operation: int
+    spec: ComputeSpec
+
+
+class PreparePgdata(Message, frozen=True):
+    """Make a complete PGDATA ready beside its place, or keep the complete one that is there."""
+
+    operation: int
+    spec: ComputeSpec
+
+
+class StartPostgres(Message, frozen=True):
+    """Put the prepared PGDATA in its place, write its configuration, start the postmaster."""
+
+    operation: int
+    spec: ComputeSpec
+
+
+class InstallConfiguration(Message, frozen=True):
+    """Write the configuration of this spec, load it, and verify that it was taken."""
+
+    operation: int
+    spec: ComputeSpec
+
+
+class StopPostgres(Message, frozen=True):
+    """Cancel whatever is under way and stop the postmaster within `budget_s`: fast, immediate, kill.
+
+    Said again while stopping, it skips to the next rung when `hurry` is set.
+    """
+
+    budget_s: float
+    hurry: bool = False
+
+
+# --- Facts -----------------------------------------------------------------------------------------------
+
+
+class PgdataKind(Enum):
+    """What stands at the PGDATA path."""
+
+    ABSENT = "absent"
+    EMPTY = "empty"
+    OURS_COMPLETE = "ours_complete"
+    OURS_INCOMPLETE = "ours_incomplete"
+
+
+class PgdataInspected(Message, frozen=True):
+    """The folder is locked and may be used."""
+
+    kind: PgdataKind
+
+
+class PgdataRefused(Message, frozen=True):
+    """The folder must not be touched; the node ends at once with `exit_code`."""
+
+    error: str
+    exit_code: int
+
+
+class ConfigurationAccepted(Message, frozen=True):
+    """Postgres would take it."""
+
+    operation: int
+    warnings: tuple[str, ...] = ()
+
+
+class ConfigurationRefused(Message, frozen=True):
+    """Postgres would not take it; `error` names the setting and the reason."""
+
+    operation: int
+    error: str
+
+
+class PgdataPrepared(Message, frozen=True):
+    """A complete PGDATA stands ready; `kept` when it is the one that was there."""
+
+    operation: int
+    kept: bool
+    took_ms: int
+
+
+class PgdataFailed(Message, frozen=True):
+    """No PGDATA could be made; what was begun is gone again."""
+
+    operation: int
+    error: str
+
+
+class PostgresReady(Message, frozen=True):
+    """The postmaster accepts connections."""
+
+    operation: int
+    pid: int
+    took_ms: int
+
+
+class PostgresStartFailed(Message, frozen=True):
+    """The postmaster did not come up; it is gone, `error` holds its last words."""
+
+    operation: int
+    error: str
+
+
+class ConfigurationInstalled(Message, frozen=True):
+    """The running Postgres has taken the configuration, but for the settings that await a restart."""
+
+    operation: int
+    pending_restart: tuple[str, ...] = ()
+
+
+class ConfigurationInstallFailed(Message, frozen=True):
+    """The configuration was not taken; the one before it is in force again."""
+
+    operation: int
+    error: str
+
+
+class StopRung(Enum):
+    """How far the stop ladder had to go."""
+
+    NOT_RUNNING = "not_running"
+    FAST = "fast"
+    IMMEDIATE = "immediate"
+    KILL = "kill"
+
+
+class PostgresStopped(Message, frozen=True):
+    """Postgres is gone because it was asked to; jobs under way are over and cleaned up."""
+
+    rung: StopRung
+
+
+class PostgresExited(Message, frozen=True):
+    """Postgres ended although nobody asked it to: a failure, whatever its exit code says."""
+
+    description: str

@@ -1,0 +1,46 @@
+"""What the command line fixed for the life of the process."""
+
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from .spec import ComputeCtlConfig
+
+DEFAULT_STOP_TIMEOUT_S: Final = 25.0
+
+
+class SourceName(Enum):
+    """Where a PGDATA comes from."""
+
+    PAGESERVER = "pageserver"
+    INITDB = "initdb"
+    UPSTREAM = "upstream"
+
+
+class NodeSettings(msgspec.Struct, frozen=True):
+    """The fixed facts of this node. Paths are absolute; times are seconds."""
+
+    compute_id: str
+    pgdata: str
+    connstr: str
+    """A `postgresql://` URL; its user is the superuser of this node."""
+    postgres_bin: str
+    """Path of the `postgres` program; its siblings are found beside it."""
+    config: ComputeCtlConfig
+    config_path: str | None = None
+    source: SourceName = SourceName.PAGESERVER
+    fresh: bool = False
+    set_aside_pgdata: bool = False
+    claim_pgdata: bool = False
+    postgres_user: str | None = None
+    """Who runs Postgres when this process is root; None otherwise."""
+    external_http_port: int = 3080
+    internal_http_port: int = 3081
+    http_host: str | None = None
+    """None: every interface (loopback only with `dev` and an empty key set)."""
+    privileged_role_name: str = "neon_superuser"
+    dev: bool = False
+    start_timeout_s: float = 60.0
+    stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
+    build_tag: str = "latest"

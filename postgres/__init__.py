@@ -1,0 +1,1 @@
+"""What everybody may know about Postgres: binaries, connection options, configuration text, quoting."""
