@@ -1,0 +1,204 @@
+"""The runtime of tests: the same actors on one thread, with made-up time and an order drawn from a seed.
+
+At each step the scheduler picks one of: the next message of some mailbox, a job that can go on, or, when
+the seed says so or nothing else is left, the next timer (time jumps to it). The same seed picks the same.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from typing_extensions import override
+
+from ...messages.base import ActorUnavailableError, Message, Request
+from ...messages.lifecycle import ActorFailed
+from .actor import Actor, Envelope, Pending, Ref
+from .cell import Cell, Host
+from .clock import Clock
+from .jobs import Blocked, Job
+from .journal import Journal
+from .metrics import Metrics
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+
+EPOCH: Final = 1_700_000_000.0
+TIMER_CHANCE: Final = 0.05
+"""How often time moves on although messages are waiting."""
+
+
+class SimulatedClock(Clock):
+    """Time that moves only when the scheduler says so."""
+
+    def __init__(self) -> None:
+        self._now = 1_000.0
+
+    @override
+    def now(self) -> float:
+        return self._now
+
+    @override
+    def wall(self) -> float:
+        return EPOCH + self._now
+
+    def move_to(self, now: float) -> None:
+        """Jump; never backwards."""
+        self._now = max(self._now, now)
+
+
+class SimulatedRuntime(Host):
+    """Runs actors one message at a time; `trace` tells what was picked, in order."""
+
+    def __init__(self, seed: int, *, watcher: str = "supervisor") -> None:
+        self.random = random.Random(seed)  # noqa: S311 - a seeded choice is what is wanted
+        self.clock = SimulatedClock()
+        self.metrics = Metrics()
+        self.journal = Journal()
+        self.trace: list[str] = []
+        self.abandoned: list[ActorFailed] = []
+        self.after_step: Callable[[], None] = lambda: None
+        self._watcher = watcher
+        self._cells: dict[str, Cell[Any]] = {}
+        self._mailboxes: dict[str, deque[Envelope]] = {}
+        self._jobs: list[tuple[str, Job]] = []
+        self._timers: list[tuple[float, int, str, Envelope]] = []
+        self._timer_count = 0
+
+    def ref(self, name: str) -> "Ref[Any]":
+        """Return the address of an actor, which may be spawned later."""
+        return Ref(self, name)
+
+    def spawn(self, name: str, actor: Actor[M]) -> Ref[M]:
+        """Take an actor in; it begins at once."""
+        cell = Cell(self, name, actor)
+        self._cells[name] = cell
+        self._mailboxes[name] = deque()
+        cell.start()
+        return Ref(self, name)
+
+    def cell(self, name: str) -> Cell[Any]:
+        """Return what surrounds an actor, for a look inside."""
+        return self._cells[name]
+
+    # --- Stepping
+
+    def step(self) -> bool:
+        """Do one thing; False when there is nothing left to do."""
+        ready = [name for name, mailbox in self._mailboxes.items() if mailbox]
+        choices: list[Callable[[], bool]] = [partial(self._deliver, name) for name in ready]
+        choices += [partial(self._try_job, entry) for entry in self._jobs]
+        self.random.shuffle(choices)
+        if self._timers and self.random.random() < TIMER_CHANCE:
+            choices.insert(0, self._fire_timer)
+        elif self._timers:
+            choices.append(self._fire_timer)
+        for choice in choices:
+            if choice():
+                self.after_step()
+                return True
+        return False
+
+    def run(self, *, until: Callable[[], bool] | None = None, max_steps: int = 10_000) -> None:
+        """Step until the condition holds, or nothing is left. Raises AssertionError beyond `max_steps`."""
+        for _ in range(max_steps):
+            if until is not None and until():
+                return
+            if not self.step():
+                if until is not None:
+                    msg = "nothing is left to do and the condition does not hold"
+                    raise AssertionError(msg)
+                return
+        msg = f"not done after {max_steps} steps"
+        raise AssertionError(msg)
+
+    def settle(self) -> None:
+        """Deliver messages and run jobs until both are at rest; time stands still."""
+        progress = True
+        while progress:
+            ready = [name for name, mailbox in self._mailboxes.items() if mailbox]
+            progress = any(self._deliver(name) for name in ready) or any(
+                self._try_job(entry) for entry in tuple(self._jobs)
+            )
+            self.after_step()
+
+    def advance(self, seconds: float) -> None:
+        """Let that much time pass, with all that it brings."""
+        end = self.clock.now() + seconds
+        self.settle()
+        while self._timers and min(self._timers)[0] <= end:
+            self._fire_timer()
+            self.settle()
+        self.clock.move_to(end)
+
+    def ask(self, ref: "Ref[Any]", request: Request[R]) -> R:
+        """Ask, and step until the answer is there."""
+        pending: Pending[R] = ref.request(request)
+        self.run(until=lambda: pending.done)
+        return pending.get(0)
+
+    # --- Host
+
+    @override
+    def send(self, name: str, envelope: Envelope) -> None:
+        cell = self._cells.get(name)
+        if cell is None or cell.dead is not None:
+            if envelope.promise is not None:
+                reason = "there is no such actor" if cell is None else cell.dead
+                envelope.promise.set_exception(ActorUnavailableError(f"{name}: {reason}"))
+            return
+        self._mailboxes[name].append(envelope)
+
+    @override
+    def run_job(self, name: str, job: Job) -> None:
+        self._jobs.append((name, job))
+
+    @override
+    def deliver_after(self, name: str, delay_s: float, envelope: Envelope) -> None:
+        self._timer_count += 1
+        self._timers.append((self.clock.now() + delay_s, self._timer_count, name, envelope))
+
+    @override
+    def actor_failed(self, name: str, error: str) -> None:
+        self.trace.append(f"{self.clock.now():.3f} {name} died: {error}")
+        failure = ActorFailed(name, error)
+        watcher = self._cells.get(self._watcher)
+        if watcher is None or watcher.dead is not None:
+            self.abandoned.append(failure)
+        else:
+            self.send(self._watcher, Envelope(failure))
+
+    # --- Choices
+
+    def _deliver(self, name: str) -> bool:
+        envelope = self._mailboxes[name].popleft()
+        self._note(name, repr(envelope.message))
+        self._cells[name].handle(envelope)
+        return True
+
+    def _try_job(self, entry: tuple[str, Job]) -> bool:
+        name, job = entry
+        if entry not in self._jobs:
+            return False
+        try:
+            self._cells[name].run(job)
+        except Blocked:
+            return False
+        self._jobs.remove(entry)
+        self._note(name, f"job '{job.name}' ended")
+        return True
+
+    def _fire_timer(self) -> bool:
+        entry = min(self._timers, key=lambda timer: timer[:2])
+        self._timers.remove(entry)
+        at, _, name, envelope = entry
+        if envelope.guard is not None and envelope.guard.cancelled:
+            return True
+        self.clock.move_to(at)
+        self._note(name, f"timer {envelope.message!r}")
+        self.send(name, envelope)
+        return True
+
+    def _note(self, name: str, what: str) -> None:
+        self.trace.append(f"{self.clock.now():.3f} {name} <- {what}")
