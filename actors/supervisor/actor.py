@@ -1,0 +1,203 @@
+"""The Supervisor: interprets its own decisions, and answers what only reads."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeAlias
+
+from typing_extensions import override
+
+from ...messages.activity import ActivityObserved
+from ...messages.base import Message, Request
+from ...messages.catalog import ApplyFailed, SpecApplied
+from ...messages.lifecycle import (
+    ActorFailed,
+    AwaitExit,
+    Boot,
+    ConditionCleared,
+    ConditionRaised,
+    Configure,
+    GetJournal,
+    GetReadiness,
+    GetStartupMetrics,
+    GetStatus,
+    RereadConfiguration,
+    SignalReceived,
+    StatusChanged,
+    Terminate,
+)
+from ...messages.metrics import CONDITION, STOP_RUNGS, UP
+from ...messages.postgres import (
+    ConfigurationAccepted,
+    ConfigurationInstalled,
+    ConfigurationInstallFailed,
+    ConfigurationRefused,
+    PgdataFailed,
+    PgdataInspected,
+    PgdataPrepared,
+    PgdataRefused,
+    PostgresExited,
+    PostgresReady,
+    PostgresStartFailed,
+    PostgresStopped,
+)
+from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
+from ...messages.settings import NodeSettings
+from ...messages.spec import ComputeSpec
+from ..kit.actor import Actor, Guard, Ref, Replier
+from ..kit.jobs import Cancellation, describe
+from .decisions import Moment, decide
+from .effects import After, Answer, Effect, Log, Never, Publish, ReadConfiguration, Tell
+from .private import ClosingOverdue, ConfigurationGraceEnded, ConfigurationReread, LingerEnded, StopOverdue
+from .state import NodeState, node_status, readiness
+
+SupervisorMessage: TypeAlias = (
+    ActivityObserved
+    | ActorFailed
+    | ApplyFailed
+    | AwaitExit
+    | Boot
+    | ClosingOverdue
+    | ConditionCleared
+    | ConditionRaised
+    | ConfigurationAccepted
+    | ConfigurationGraceEnded
+    | ConfigurationInstalled
+    | ConfigurationInstallFailed
+    | ConfigurationRefused
+    | ConfigurationReread
+    | Configure
+    | GetJournal
+    | GetReadiness
+    | GetStartupMetrics
+    | GetStatus
+    | LingerEnded
+    | PgdataFailed
+    | PgdataInspected
+    | PgdataPrepared
+    | PgdataRefused
+    | PostgresExited
+    | PostgresReady
+    | PostgresStartFailed
+    | PostgresStopped
+    | RereadConfiguration
+    | ServingFailed
+    | ServingStarted
+    | ServingStopped
+    | SignalReceived
+    | SpecApplied
+    | StopOverdue
+    | Terminate
+)
+
+log = logging.getLogger("compute_node.supervisor")
+
+
+class Supervisor(Actor[SupervisorMessage]):
+    """Owns the node's state. `others` maps the names of effects.py to the actors that are told.
+
+    `read_spec` reads the `--config` file again (SIGHUP); it may raise. `listeners` hear StatusChanged.
+    `began` is when the process began: seconds on the monotonic clock and since the epoch.
+    """
+
+    max_jobs: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        others: Mapping[str, Ref[Any]],
+        *,
+        read_spec: Callable[[], ComputeSpec | None],
+        listeners: tuple[Ref[StatusChanged], ...] = (),
+        began: Moment,
+    ) -> None:
+        self._state = NodeState(settings=settings, began_s=began.now_s, began_wall_s=began.wall_s)
+        self._others = others
+        self._read_spec = read_spec
+        self._listeners = listeners
+        self._waiters: dict[int, Replier[Any]] = {}
+        self._waiter_count = 0
+        self._reminders: dict[type[Message], Guard] = {}
+
+    @property
+    def state(self) -> NodeState:
+        """What the Supervisor knows; frozen."""
+        return self._state
+
+    @override
+    def started(self) -> None:
+        self._show()
+
+    @override
+    def receive(self, message: SupervisorMessage) -> None:
+        match message:
+            case GetStatus():
+                self.reply(message, node_status(self._state))
+            case GetReadiness():
+                self.reply(message, readiness(self._state))
+            case GetStartupMetrics():
+                self.reply(message, self._state.startup)
+            case GetJournal():
+                self.reply(message, self.journal())
+            case Configure() | Terminate() | AwaitExit():
+                self._decide(message, self._keep(message))
+            case PostgresStopped(rung):
+                self.metrics.add(STOP_RUNGS, 1, rung.value)
+                self._decide(message, None)
+            case _:
+                self._decide(message, None)
+
+    def _keep(self, request: Request[Any]) -> int:
+        self._waiter_count += 1
+        self._waiters[self._waiter_count] = self.defer(request)
+        return self._waiter_count
+
+    def _decide(self, message: Message, waiter: int | None) -> None:
+        before = self._state
+        decision = decide(before, message, Moment(self.clock.now(), self.clock.wall()), waiter)
+        self._state = decision.state
+        if (before.status, before.raised, before.ending) != (
+            self._state.status,
+            self._state.raised,
+            self._state.ending,
+        ):
+            self._show()
+        for effect in decision.effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Tell(to, message):
+                self._others[to].tell(message)
+            case Publish(message):
+                for listener in self._listeners:
+                    listener.tell(message)  # type: ignore[arg-type] # StatusChanged is all that is published
+            case Answer(waiter, value):
+                self._waiters.pop(waiter).answer(value)
+            case After(delay_s, message):
+                self._forget(type(message))
+                self._reminders[type(message)] = self.timers.after(delay_s, message)
+            case Never(kind):
+                self._forget(kind)
+            case Log(level, text):
+                log.log(level, "%s", text)
+            case ReadConfiguration():
+                self.start_job("read the configuration file", self._reread, failed=_not_read)
+
+    def _forget(self, kind: type[Message]) -> None:
+        guard = self._reminders.pop(kind, None)
+        if guard is not None:
+            guard.cancel()
+
+    def _reread(self, _: Cancellation) -> ConfigurationReread:
+        return ConfigurationReread(spec=self._read_spec())
+
+    def _show(self) -> None:
+        """Let the metrics show exactly the current status and conditions."""
+        tag = self._state.settings.build_tag
+        self.metrics.replace(UP, {(tag, self._state.status.text): 1.0})
+        conditions = readiness(self._state).conditions
+        self.metrics.replace(CONDITION, {(report.condition.value,): 1.0 for report in conditions})
+
+
+def _not_read(error: Exception) -> ConfigurationReread:
+    return ConfigurationReread(error=describe(error))

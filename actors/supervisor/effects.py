@@ -1,0 +1,59 @@
+"""What the Supervisor's decisions ask its shell to do."""
+
+from typing import TypeAlias
+
+import msgspec
+
+from ...messages.base import Message
+
+POSTGRES = "postgres_process"
+CONFIGURATOR = "configurator"
+MONITOR = "activity_monitor"
+HTTP = "http_facade"
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Tell another actor something."""
+
+    to: str
+    message: Message
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Tell everybody who listens."""
+
+    message: Message
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Answer one who waits."""
+
+    waiter: int
+    value: Message
+
+
+class After(msgspec.Struct, frozen=True):
+    """Remind oneself later; a second timer of the same kind of message replaces the first."""
+
+    delay_s: float
+    message: Message
+
+
+class Never(msgspec.Struct, frozen=True):
+    """Take a reminder back."""
+
+    kind: type[Message]
+
+
+class Log(msgspec.Struct, frozen=True):
+    """Write a line; the level is one of logging's."""
+
+    level: int
+    text: str
+
+
+class ReadConfiguration(msgspec.Struct, frozen=True):
+    """Read the `--config` file, as a job."""
+
+
+Effect: TypeAlias = Tell | Publish | Answer | After | Never | Log | ReadConfiguration

@@ -1,0 +1,27 @@
+"""What the Supervisor tells itself: its timers and the outcome of its job."""
+
+from ...messages.base import Message
+from ...messages.spec import ComputeSpec
+
+
+class ConfigurationGraceEnded(Message, frozen=True):
+    """The configuration under way has had its moment; the termination goes on without it."""
+
+
+class StopOverdue(Message, frozen=True):
+    """Postgres should have been reported gone by now."""
+
+
+class LingerEnded(Message, frozen=True):
+    """The control plane has had its time to read the status."""
+
+
+class ClosingOverdue(Message, frozen=True):
+    """The servers should have been reported closed by now."""
+
+
+class ConfigurationReread(Message, frozen=True):
+    """The `--config` file was read again; one of the two is set, or none when it holds no spec."""
+
+    spec: ComputeSpec | None = None
+    error: str | None = None

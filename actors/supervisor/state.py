@@ -1,0 +1,146 @@
+"""What the Supervisor knows, as frozen data, and what others may see of it."""
+
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from ...messages.lifecycle import (
+    Condition,
+    ConditionReport,
+    NodeStatus,
+    Readiness,
+    StartupMetrics,
+    Status,
+)
+from ...messages.settings import NodeSettings
+from ...messages.spec import ComputeSpec
+
+
+class Step(Enum):
+    """How far an attempt to bring a spec into force has come."""
+
+    CHECKING = "checking"
+    """Preflight; with a spec given at boot, PGDATA is being made at the same time."""
+    PREPARING = "preparing"
+    STARTING = "starting"
+    INSTALLING = "installing"
+    APPLYING = "applying"
+    ABORTING = "aborting"
+    """The start has failed; what it left is being stopped."""
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One spec on its way into force."""
+
+    operation: int
+    spec: ComputeSpec
+    step: Step
+    starts: bool
+    """True: Postgres is to be started. False: a running one is to be reconfigured."""
+    asked: bool
+    """True: by `/configure` or SIGHUP. False: the spec was given at boot."""
+    waiters: tuple[int, ...] = ()
+    checked: bool = False
+    prepared: bool = False
+    stage_began_s: float = 0.0
+
+
+class Cause(Enum):
+    """Why the node is ending."""
+
+    REQUEST = "request"
+    SIGNAL = "signal"
+    FAILURE = "failure"
+    """An actor died; Postgres itself may be well."""
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """The end of the node, once it is decided."""
+
+    cause: Cause
+    deadline_s: float
+    waiters: tuple[int, ...] = ()
+    immediate: bool = False
+    queued: bool = False
+    """A configuration under way is given a moment to end."""
+    signals: int = 0
+
+
+class Phase(Enum):
+    """Where the process itself stands, apart from the node's status."""
+
+    NEW = "new"
+    INSPECTING = "inspecting"
+    UP = "up"
+    LINGERING = "lingering"
+    CLOSING = "closing"
+    OVER = "over"
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """Everything the Supervisor knows. `began_*` is when the process, or the wait for its spec, began."""
+
+    settings: NodeSettings
+    began_wall_s: float
+    began_s: float
+    phase: Phase = Phase.NEW
+    status: Status = Status.EMPTY
+    spec: ComputeSpec | None = None
+    error: str | None = None
+    postgres_up: bool = False
+    operation: int = 0
+    attempt: Attempt | None = None
+    ending: Ending | None = None
+    exit_code: int = 0
+    exit_reason: str = ""
+    exit_waiters: tuple[int, ...] = ()
+    startup: StartupMetrics = StartupMetrics()
+    last_active_s: float | None = None
+    raised: tuple[ConditionReport, ...] = ()
+
+
+_OF_STATUS: Final = {
+    Status.EMPTY: Condition.WAITING_FOR_SPEC,
+    Status.INIT: Condition.STARTING,
+    Status.CONFIGURATION: Condition.CONFIGURING,
+    Status.REFRESH_CONFIGURATION_PENDING: Condition.CONFIGURING,
+    Status.REFRESH_CONFIGURATION: Condition.CONFIGURING,
+    Status.FAILED: Condition.FAILED,
+    Status.TERMINATION_PENDING_FAST: Condition.STOPPING,
+    Status.TERMINATION_PENDING_IMMEDIATE: Condition.STOPPING,
+    Status.TERMINATED: Condition.STOPPING,
+}
+
+
+def readiness(state: NodeState) -> Readiness:
+    """Say which reasons not to be ready hold: the status's own, then those that actors raised."""
+    condition = _OF_STATUS.get(state.status)
+    if state.status is Status.CONFIGURATION_PENDING:
+        condition = Condition.CONFIGURING if state.postgres_up else Condition.STARTING
+    detail = state.error or "" if condition is Condition.FAILED else ""
+    own = () if condition is None else (ConditionReport(condition, detail),)
+    held = own + (state.raised if state.ending is None else ())
+    return Readiness(ready=not held, conditions=held)
+
+
+def node_status(state: NodeState) -> NodeStatus:
+    """Build the body of `GET /status`."""
+    spec = state.spec
+    return NodeStatus(
+        start_time=_rfc3339(state.began_wall_s).replace("+00:00", "Z"),
+        tenant=None if spec is None or spec.tenant_id is None else spec.tenant_id.lower(),
+        timeline=None if spec is None or spec.timeline_id is None else spec.timeline_id.lower(),
+        status=state.status,
+        last_active=None if state.last_active_s is None else _rfc3339(state.last_active_s),
+        error=state.error,
+    )
+
+
+def _rfc3339(at_s: float) -> str:
+    """Write a time in UTC with a fraction of 0, 3 or 6 digits, as many as it needs."""
+    at = datetime.fromtimestamp(at_s, UTC)
+    if at.microsecond == 0:
+        return at.isoformat()
+    return at.isoformat(timespec="milliseconds" if at.microsecond % 1000 == 0 else "microseconds")
