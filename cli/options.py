@@ -1,0 +1,268 @@
+"""The command line of `compute_ctl`, flag for flag, with what this project adds.
+
+Source: `startup-and-spec` reference, 1.1. A flag whose feature is not built is refused or warned about by name.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+import msgspec
+from typing_extensions import override
+
+from ..messages.settings import DEFAULT_STOP_TIMEOUT_S, SourceName
+from ..postgres.connection import parse_connstr
+
+DEFAULT_FILECACHE_CONNSTR: Final = (
+    "host=localhost port=5432 dbname=postgres user=cloud_admin sslmode=disable application_name=vm-monitor"
+)
+LOG_FORMATS: Final = ("auto", "human", "json")
+
+_ROLE: Final = re.compile(r"[a-z_]+")
+_U64: Final = 2**64 - 1
+
+_LATER: Final = {
+    "remote_ext_base_url": "extensions are not downloaded",
+    "cgroup": "Postgres is not put into a cgroup",
+    "filecache_connstr": "the vm-monitor is not started",
+    "vm_monitor_addr": "the vm-monitor is not started",
+    "resize_swap_on_bind": "swap is not resized",
+    "set_disk_quota_for_fs": "no disk quota is set",
+    "installed_extensions_collection_interval": "installed extensions are not collected",
+}
+"""Flags that parse and are checked, whose feature comes later: what is therefore not done."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the command line asked for; `warnings` are to be logged."""
+
+    pgdata: str
+    connstr: str
+    compute_id: str
+    pgbin: str | None
+    config: str | None
+    spec: str | None
+    source: SourceName
+    fresh: bool
+    set_aside_pgdata: bool
+    claim_pgdata: bool
+    postgres_user: str | None
+    external_http_port: int
+    internal_http_port: int
+    http_host: str | None
+    privileged_role_name: str
+    dev: bool
+    start_timeout_s: float
+    stop_timeout_s: float
+    log_format: str
+    warnings: tuple[str, ...] = ()
+
+
+def parse(argv: Sequence[str] | None = None, *, prog: str = "compute_ctl") -> Options:
+    """Read the command line; exits with status 2 and a usage line when it is wrong."""
+    parser = _parser(prog)
+    values = vars(parser.parse_args(argv))
+    warnings = [
+        f"{_flag(name)} has no effect: this is not built yet, so {consequence}"
+        for name, consequence in _LATER.items()
+        if values.pop(name) not in {None, False}
+    ]
+    if "AUTOSCALING" in os.environ:
+        warnings.append(
+            "AUTOSCALING has no effect: the vm-monitor is not built yet, so nothing scales this node"
+        )
+    _check_sources(parser, values)
+    del values["control_plane_uri"]
+    return Options(**values, warnings=tuple(warnings))
+
+
+def _check_sources(parser: argparse.ArgumentParser, values: dict[str, Any]) -> None:
+    given = [
+        flag
+        for flag, name in (
+            ("-c/--config", "config"),
+            ("-S/--spec-path", "spec"),
+            ("-p/--control-plane-uri", "control_plane_uri"),
+        )
+        if values[name] is not None
+    ]
+    if not given:
+        parser.error(
+            "one of -c/--config, -S/--spec-path and -p/--control-plane-uri is needed: where does the spec come from?"
+        )
+    if len(given) > 1:
+        parser.error(f"{' and '.join(given)} exclude each other: give one")
+    if values["control_plane_uri"] is not None:
+        parser.error(
+            "-p/--control-plane-uri: fetching the spec from a control plane is not built yet; "
+            "give a file by -c/--config"
+        )
+    if values["set_aside_pgdata"] and values["claim_pgdata"]:
+        parser.error("--set-aside-pgdata and --claim-pgdata exclude each other: give one")
+
+
+class _Parser(argparse.ArgumentParser):
+    @override
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n\nusage: {self.prog} -D <pgdata> -C <connstr> -i <compute id> -c <config>"
+                     "\n\nFor more information, try '--help'.\n")  # fmt: skip
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        allow_abbrev=False,
+        description="Run one Postgres from a JSON spec until it ends, with a control plane over HTTP.",
+        epilog="Exit status: 0 stopped in order, 1 failed, 2 usage, 75 the data folder belongs to another node.",
+    )
+    node = parser.add_argument_group("the node")
+    node.add_argument(
+        "-D", "--pgdata", required=True, metavar="FOLDER", help="data folder; its parent must exist"
+    )
+    node.add_argument(
+        "-C",
+        "--connstr",
+        required=True,
+        type=_checked(parse_connstr, keep=True),
+        metavar="URL",
+        help="postgresql://<superuser>@<host>:<port>/<database> of the Postgres to run",
+    )
+    node.add_argument("-i", "--compute-id", required=True, type=_not_empty, metavar="ID", help="who this node is")
+    node.add_argument(
+        "-b",
+        "--pgbin",
+        default=os.environ.get("POSTGRES_PATH") or None,
+        metavar="PATH",
+        help="the postgres program (POSTGRES_PATH); else one is looked for",
+    )
+    spec = parser.add_argument_group("its description (one of these)")
+    spec.add_argument("-c", "--config", metavar="FILE", help="JSON file: a config with a spec, or without one")
+    spec.add_argument("-S", "--spec-path", dest="spec", metavar="FILE", help="JSON file: a bare spec")
+    spec.add_argument("-p", "--control-plane-uri", metavar="URL", help="not built yet")
+    folder = parser.add_argument_group("the data folder")
+    folder.add_argument(
+        "--source",
+        type=SourceName,
+        default=SourceName.PAGESERVER,
+        metavar="{pageserver,initdb,upstream}",
+        help="where its content comes from (default pageserver)",
+    )
+    folder.add_argument("--fresh", action="store_true", help="initdb: build it anew even if it is there")
+    folder.add_argument(
+        "--set-aside-pgdata", action="store_true", help="rename a folder that is not this node's out of the way"
+    )
+    folder.add_argument(
+        "--claim-pgdata", action="store_true", help="take over a complete folder that was moved or renamed"
+    )
+    folder.add_argument("--postgres-user", metavar="USER", help="who runs Postgres when this process is root")
+    _add_serving(parser.add_argument_group("serving"))
+    _add_limits(parser.add_argument_group("limits and output"))
+    _add_later(parser.add_argument_group("taken, but not built yet"))
+    return parser
+
+
+def _add_serving(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--external-http-port", type=_port, default=3080, metavar="PORT", help="default 3080")
+    group.add_argument("--internal-http-port", type=_port, default=3081, metavar="PORT", help="default 3081")
+    group.add_argument("--http-host", metavar="ADDRESS", help="external address; default: every interface")
+    group.add_argument(
+        "--privileged-role-name",
+        type=_role,
+        default="neon_superuser",
+        metavar="ROLE",
+        help="default neon_superuser",
+    )
+    group.add_argument("--dev", action="store_true", help="open API on loopback without keys, short pauses")
+
+
+def _add_limits(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--start-timeout", dest="start_timeout_s", type=_seconds, default=60.0, metavar="SECONDS",
+        help="a new Postgres must be ready by then (default 60)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stop-timeout", dest="stop_timeout_s", type=_seconds, default=DEFAULT_STOP_TIMEOUT_S, metavar="SECONDS",
+        help=f"a stop, with everything, takes no longer (default {DEFAULT_STOP_TIMEOUT_S:g})",
+    )  # fmt: skip
+    group.add_argument("--log-format", choices=LOG_FORMATS, default="auto", help="auto: human on a terminal")
+
+
+def _add_later(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("-r", "--remote-ext-base-url", type=_checked(_base_url), metavar="URL")
+    group.add_argument("--cgroup", metavar="NAME")
+    group.add_argument("--filecache-connstr", metavar="DSN", help=f"default {DEFAULT_FILECACHE_CONNSTR}")
+    group.add_argument("--vm-monitor-addr", metavar="ADDRESS")
+    group.add_argument("--resize-swap-on-bind", action="store_true")
+    group.add_argument("--set-disk-quota-for-fs", metavar="FOLDER")
+    group.add_argument("--installed-extensions-collection-interval", type=_u64, metavar="SECONDS")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _checked(check: Any, *, keep: bool = False) -> Any:  # noqa: ANN401 - argparse takes any callable
+    """Turn a ValueError's own text into the usage error; with `keep` the argument itself is the value."""
+
+    def convert(text: str) -> Any:  # noqa: ANN401 - as above
+        try:
+            value = check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text if keep else value
+
+    return convert
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
+    if not parts.scheme or not parts.netloc:
+        msg = f"{text!r} is not a URL"
+        raise ValueError(msg)
+    if parts.query:
+        msg = "parameters detected in remote extensions base URL"
+        raise ValueError(msg)
+    return text.rstrip("/") + "/"
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        msg = "it must not be empty"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _role(text: str) -> str:
+    if _ROLE.fullmatch(text) is None:
+        msg = "--privileged-role-name can only contain lowercase letters and underscores"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _whole(text: str, upper: int) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= upper):
+        msg = f"{text!r} is not a whole number from 0 to {upper}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _port(text: str) -> int:
+    return _whole(text, 65535)
+
+
+def _u64(text: str) -> int:
+    return _whole(text, _U64)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 86_400:  # noqa: PLR2004 - a day
+        msg = f"{text!r} is not a number of seconds above 0 and up to a day"
+        raise argparse.ArgumentTypeError(msg)
+    return value
