@@ -1,6 +1,12 @@
 """What the HttpFacade hears and says."""
 
+from typing import Final
+
 from .base import Message
+
+REFUSAL_KEY: Final = "compute_node.refusal"
+"""Key of the WSGI environment: a pair of status and reason, set by a server that did not read a request to
+its end, so that the application answers it in its own form."""
 
 
 class StartServing(Message, frozen=True):

@@ -44,3 +44,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
     start_timeout_s: float = 60.0
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     build_tag: str = "latest"
+
+    @property
+    def open_api(self) -> bool:
+        """Whether the API asks for no token: only with `dev` and an empty key set, and on loopback only."""
+        return self.dev and not self.config.jwks.keys
