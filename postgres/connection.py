@@ -39,6 +39,8 @@ QUIET_OPTIONS: Final = (
 CANCEL_GRACE_S: Final = 0.4
 """How long a cancelled task may take to cancel its statement in the server before it is cut off."""
 
+PROBE_TIMEOUT_S: Final = 0.2
+
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _TO_ESCAPE: Final = re.compile(r"([\\\s])")
@@ -297,8 +299,9 @@ def _option(setting: str) -> str:
 def _listens(address: str, port: int) -> bool:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            return probe.connect_ex((address, port)) in {0, errno.EINPROGRESS, errno.EAGAIN}
+        with socket.socket(family) as probe:
+            probe.settimeout(PROBE_TIMEOUT_S)
+            return probe.connect_ex((address, port)) in {0, errno.EAGAIN}  # EAGAIN: its queue is full
     except OSError:
         return False
 
