@@ -130,7 +130,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="URL",
         help="postgresql://<superuser>@<host>:<port>/<database> of the Postgres to run",
     )
-    node.add_argument("-i", "--compute-id", required=True, type=_not_empty, metavar="ID", help="who this node is")
+    node.add_argument(
+        "-i", "--compute-id", required=True, type=_not_empty, metavar="ID", help="who this node is"
+    )
     node.add_argument(
         "-b",
         "--pgbin",
@@ -139,7 +141,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="the postgres program (POSTGRES_PATH); else one is looked for",
     )
     spec = parser.add_argument_group("its description (one of these)")
-    spec.add_argument("-c", "--config", metavar="FILE", help="JSON file: a config with a spec, or without one")
+    spec.add_argument(
+        "-c", "--config", metavar="FILE", help="JSON file: a config with a spec, or without one"
+    )
     spec.add_argument("-S", "--spec-path", dest="spec", metavar="FILE", help="JSON file: a bare spec")
     spec.add_argument("-p", "--control-plane-uri", metavar="URL", help="not built yet")
     folder = parser.add_argument_group("the data folder")
@@ -152,7 +156,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     folder.add_argument("--fresh", action="store_true", help="initdb: build it anew even if it is there")
     folder.add_argument(
-        "--set-aside-pgdata", action="store_true", help="rename a folder that is not this node's out of the way"
+        "--set-aside-pgdata",
+        action="store_true",
+        help="rename a folder that is not this node's out of the way",
     )
     folder.add_argument(
         "--claim-pgdata", action="store_true", help="take over a complete folder that was moved or renamed"

@@ -1,0 +1,35 @@
+"""The drop-in command: one node, until it ends."""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from ..messages.lifecycle import EXIT_FAILED
+from ..process.signals import SignalPipe
+from .options import parse
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one node in the foreground and return its exit code (see `--help`)."""
+    began_s, began_wall_s = time.monotonic(), time.time()
+    options = parse(argv)
+    signals = SignalPipe()
+    signals.install()
+    from ..actors.supervisor.decisions import Moment
+    from ..process import logs, node
+    from .launching import StartError, prepare
+
+    writer = logs.configure(options.log_format)
+    try:
+        launch = prepare(options, Moment(began_s, began_wall_s), dropped_lines=lambda: writer.dropped)
+        return node.run(launch, signals).code
+    except StartError as error:
+        writer.close()
+        sys.stderr.write(f"Error: {error}\n")
+        return EXIT_FAILED
+    except Exception:
+        logging.getLogger("compute_node").exception("the main thread failed; the node is stopped")
+        return EXIT_FAILED
+    finally:
+        writer.close()

@@ -1,0 +1,72 @@
+"""Stopping a postmaster when the actors that should do it cannot any more."""
+
+import logging
+import os
+import select
+import signal
+import threading
+from pathlib import Path
+from typing import Final
+
+from .signals import open_pidfd
+
+RUNGS: Final = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 2.0))
+"""Which signal, and how many seconds it may take to work."""
+
+_START_TIME_FIELD: Final = 21
+"""Field 22 of /proc/<pid>/stat, counted from 0: ticks since boot; tells a process from a later namesake."""
+
+log = logging.getLogger("compute_node.last_resort")
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started (ticks since boot); None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return int(fields[_START_TIME_FIELD - 2])
+
+
+class PostmasterRecord:
+    """Which postmaster is running, for the main thread; written by the launcher, of any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._identity: tuple[int, int] | None = None
+
+    def started(self, pid: int) -> None:
+        """Remember a postmaster by pid and start time."""
+        began = start_time(pid)
+        with self._lock:
+            self._identity = None if began is None else (pid, began)
+
+    def ended(self) -> None:
+        """Forget it: it has been waited for."""
+        with self._lock:
+            self._identity = None
+
+    def stop(self) -> bool:
+        """Stop it if it still runs: fast, immediate, kill. Returns whether there was one to stop."""
+        with self._lock:
+            identity = self._identity
+        if identity is None:
+            return False
+        pid, began = identity
+        descriptor = open_pidfd(pid)
+        if descriptor is None:
+            return False
+        try:
+            if start_time(pid) != began:
+                return False
+            for number, patience_s in RUNGS:
+                log.warning("last resort: sending %s to postmaster %d", number.name, pid)
+                signal.pidfd_send_signal(descriptor, number)
+                if select.select([descriptor], [], [], patience_s)[0]:
+                    break
+        except ProcessLookupError:
+            log.info("last resort: postmaster %d ended meanwhile", pid)
+        finally:
+            os.close(descriptor)
+        return True

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Process entrypoint: arguments, then the actor system, then the exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+def _import_from_here() -> None:
+    """Let `python run.py` work from a checkout: this folder is the package `compute_node`."""
+    import importlib.util
+
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    if importlib.util.find_spec("compute_node") is not None:
+        return
+    spec = importlib.util.spec_from_file_location(
+        "compute_node", here / "__init__.py", submodule_search_locations=[str(here)]
+    )
+    if spec is None or spec.loader is None:
+        msg = f"{here} is not the checkout of compute-node"
+        raise ImportError(msg)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compute_node"] = module
+    spec.loader.exec_module(module)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one node and leave with its exit code."""
+    from compute_node.cli.compute_ctl import run
+
+    code = run(argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing that a thread holds may keep the process from ending
+
+
+if __name__ == "__main__":
+    _import_from_here()
+    main()
