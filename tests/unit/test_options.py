@@ -1,0 +1,182 @@
+"""The drop-in command line: every flag of the counterpart, its validation, and what is not built yet."""
+
+from collections.abc import Sequence
+
+import pytest
+from compute_node.cli.options import Options, parse
+from compute_node.messages.settings import SourceName
+
+MINIMAL = (
+    "-D",
+    "pg",
+    "-C",
+    "postgresql://cloud_admin@localhost:55432/postgres",
+    "-i",
+    "node",
+    "-c",
+    "config.json",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSTGRES_PATH", raising=False)
+    monkeypatch.delenv("AUTOSCALING", raising=False)
+
+
+def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Parse what must be refused with status 2; return what was said."""
+    with pytest.raises(SystemExit) as exit_info:
+        parse(arguments)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+def without(flag: str) -> tuple[str, ...]:
+    at = MINIMAL.index(flag)
+    return MINIMAL[:at] + MINIMAL[at + 2 :]
+
+
+def test_the_defaults_are_the_counterparts() -> None:
+    options = parse(MINIMAL)
+    assert (options.external_http_port, options.internal_http_port) == (3080, 3081)
+    assert (options.privileged_role_name, options.source, options.dev) == (
+        "neon_superuser",
+        SourceName.PAGESERVER,
+        False,
+    )
+    assert (options.pgbin, options.warnings) == (None, ())
+
+
+def test_every_flag_of_the_counterpart_is_taken_in_its_long_form() -> None:
+    options = parse(
+        [
+            "--pgbin",
+            "/pg/bin/postgres",
+            "--remote-ext-base-url",
+            "https://example.com//",
+            "--external-http-port",
+            "1",
+            "--internal-http-port",
+            "2",
+            "--pgdata",
+            "d",
+            "--connstr",
+            "postgresql://a@b/c",
+            "--privileged-role-name",
+            "some_role",
+            "--cgroup",
+            "c",
+            "--filecache-connstr",
+            "host=x",
+            "--vm-monitor-addr",
+            "0.0.0.0:1",
+            "--resize-swap-on-bind",
+            "--set-disk-quota-for-fs",
+            "/mnt",
+            "--config",
+            "f",
+            "--compute-id",
+            "i",
+            "--installed-extensions-collection-interval",
+            "5",
+            "--dev",
+        ]
+    )
+    assert (options.pgbin, options.external_http_port, options.internal_http_port) == (
+        "/pg/bin/postgres",
+        1,
+        2,
+    )
+    assert (options.pgdata, options.privileged_role_name, options.config) == ("d", "some_role", "f")
+
+
+@pytest.mark.parametrize("flag", ["-D", "-C", "-i"])
+def test_a_missing_mandatory_flag_is_a_usage_error(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flag in refused(without(flag), capsys)
+
+
+def test_neither_config_nor_control_plane_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "where does the spec come from" in refused(without("-c"), capsys)
+
+
+def test_both_config_and_control_plane_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exclude each other" in refused((*MINIMAL, "-p", "http://cplane"), capsys)
+
+
+def test_the_control_plane_is_refused_by_name_until_it_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused((*without("-c"), "-p", "http://cplane"), capsys)
+    assert "--control-plane-uri" in said
+    assert "not built yet" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("-C", "host=localhost dbname=postgres", "cannot parse connstr as a URL"),
+        ("-C", "mysql://a@b/c", "cannot build postgres config from connstr"),
+        ("--privileged-role-name", "Neon", "can only contain lowercase letters and underscores"),
+        ("--privileged-role-name", "", "can only contain lowercase letters and underscores"),
+        ("--external-http-port", "65536", "65535"),
+        ("--external-http-port", "x", "65535"),
+        ("--installed-extensions-collection-interval", "-1", "whole number"),
+        ("-r", "https://example.com/?a=b", "parameters detected in remote extensions base URL"),
+        ("-r", "not a url", "is not a URL"),
+        ("-i", "", "must not be empty"),
+        ("--stop-timeout", "0", "seconds"),
+        ("--source", "tape", "tape"),
+        ("--unknown", "x", "--unknown"),
+    ],
+)
+def test_a_bad_value_is_a_usage_error_that_names_it(
+    flag: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused((*MINIMAL, flag, value), capsys)
+
+
+def test_a_flag_is_not_guessed_from_its_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--external" in refused((*MINIMAL, "--external", "1"), capsys)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--remote-ext-base-url", "https://example.com"),
+        ("--cgroup", "x"),
+        ("--filecache-connstr", "host=x"),
+        ("--vm-monitor-addr", "0.0.0.0:1"),
+        ("--resize-swap-on-bind", None),
+        ("--set-disk-quota-for-fs", "/mnt"),
+        ("--installed-extensions-collection-interval", "60"),
+    ],
+)
+def test_a_flag_whose_feature_is_not_built_is_warned_about_by_name(flag: str, value: str | None) -> None:
+    warnings = parse((*MINIMAL, flag, *(() if value is None else (value,)))).warnings
+    assert len(warnings) == 1
+    assert flag in warnings[0]
+
+
+def test_autoscaling_in_the_environment_is_warned_about_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOSCALING", "")
+    assert "AUTOSCALING" in parse(MINIMAL).warnings[0]
+
+
+def test_the_environment_gives_the_postgres_program_and_the_flag_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POSTGRES_PATH", "/env/postgres")
+    assert parse(MINIMAL).pgbin == "/env/postgres"
+    assert parse((*MINIMAL, "-b", "/flag/postgres")).pgbin == "/flag/postgres"
+
+
+def test_a_bare_spec_file_is_taken_instead_of_a_config() -> None:
+    options: Options = parse((*without("-c"), "-S", "spec.json"))
+    assert (options.spec, options.config) == ("spec.json", None)
+
+
+def test_a_bare_spec_and_a_config_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exclude each other" in refused((*MINIMAL, "-S", "spec.json"), capsys)
+
+
+def test_a_folder_is_not_both_claimed_and_set_aside(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exclude each other" in refused((*MINIMAL, "--claim-pgdata", "--set-aside-pgdata"), capsys)
