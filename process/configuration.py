@@ -31,6 +31,14 @@ def read_bare_spec(path: str) -> ComputeConfig:
     return ComputeConfig(compute_ctl_config=ComputeCtlConfig(jwks=KeySet(keys=())), spec=spec)
 
 
+def unknown_parts_of(path: str, *, bare: bool) -> tuple[str, ...]:
+    """Return the JSON paths in that file which are not known and have no effect. Raises ConfigurationError."""
+    from ..messages.unknown import unknown_parts
+
+    document = _decode(path, msgspec.json.Decoder())
+    return unknown_parts(document, ComputeSpec if bare else ComputeConfig)
+
+
 def _decode(path: str, decoder: msgspec.json.Decoder[Any]) -> Any:  # noqa: ANN401 - the decoder says
     try:
         data = Path(path).read_bytes()

@@ -24,6 +24,7 @@ from ..messages.lifecycle import (
     SignalReceived,
     StatusChanged,
 )
+from ..messages.metrics import UNKNOWN_FIELDS
 from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeSpec
 from ..postgres.accounts import Account
@@ -51,6 +52,8 @@ class Launch(msgspec.Struct, frozen=True):
     """When the process began."""
     dropped_lines: Callable[[], int] = lambda: 0
     """How many log lines were lost so far."""
+    unknown_parts: Callable[[], tuple[str, ...]] = tuple
+    """Which parts of the configuration are not known; may raise."""
     warnings: tuple[str, ...] = ()
 
 
@@ -91,6 +94,9 @@ def run(
         exiting = system.supervisor.request(AwaitExit())
         exiting.on_done(signals.wake)
         system.supervisor.tell(Boot(launch.spec))
+        if unknown := launch.unknown_parts():
+            system.runtime.metrics.add(UNKNOWN_FIELDS, len(unknown))
+            log.info("parts of the configuration that are not known, and have no effect: %s", ", ".join(unknown))
         while True:
             over = exiting.done or not fatal.empty()
             while on_status is not None and not changes.empty():
