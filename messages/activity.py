@@ -14,6 +14,10 @@ class StopMonitoring(Message, frozen=True):
 
 
 class ActivityObserved(Message, frozen=True):
-    """Users were active, last at `at_s` (seconds since the epoch); it only ever grows."""
+    """Users were active, last at `at_s` (seconds since the epoch); it only ever grows.
+
+    `reason` says what keeps the node awake, for people who read the journal.
+    """
 
     at_s: float
+    reason: str = ""

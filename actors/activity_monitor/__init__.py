@@ -1,1 +1,1 @@
-"""The ActivityMonitor: when users were last active, and whether Postgres answers."""
+"""Watches a running Postgres: are users active, is it up, does it still answer."""
