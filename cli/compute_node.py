@@ -4,7 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, ParamSpec
+from typing import Any, Final, NoReturn, ParamSpec
 
 import click
 import msgspec
@@ -86,7 +86,7 @@ def configure(file: Any, url: str, token_file: Path | None, *, as_json: bool) ->
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _fail(f"{file.name} is not JSON: {error}", EXIT_REFUSED)
+        _fail(f"{getattr(file, 'name', 'standard input')} is not JSON: {error}", EXIT_REFUSED)
     if isinstance(document, dict) and "spec" not in document and "cluster" in document:
         document = {"spec": document}
     if isinstance(document, dict):
@@ -127,13 +127,13 @@ def keygen(private_key: Path, config: Path | None) -> None:
     The set belongs under `compute_ctl_config.jwks` of the config; `--config` puts it there.
     """
     try:
-        before = None if config is None else config.read_bytes()
-        made = keys.generate(private_key)
-        if config is not None and before is not None:
-            config.write_bytes(keys.with_key_set(before, made))
-            click.echo(f"the private key is in {private_key}, the key set in {config}", err=True)
-        else:
-            click.echo(_json(made))
+        if config is None:
+            click.echo(_json(keys.generate(private_key)))
+            return
+        document = config.read_bytes()
+        keys.with_key_set(document, {})  # a config that cannot take a key set gets no key either
+        config.write_bytes(keys.with_key_set(document, keys.generate(private_key)))
+        click.echo(f"the private key is in {private_key}, the key set in {config}", err=True)
     except FileExistsError:
         _fail(f"{private_key} exists already; give the name of a new file", EXIT_REFUSED)
     except (OSError, ValueError, msgspec.DecodeError) as error:
@@ -190,7 +190,7 @@ def demo(
     sys.exit(code)
 
 
-def _fail(message: str, code: int) -> Any:  # noqa: ANN401 - never returns; click's sys.exit is typed so
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"Error: {message}", err=True)
     sys.exit(code)
 

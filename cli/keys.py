@@ -71,6 +71,9 @@ def with_key_set(config: bytes, keys: dict[str, Any]) -> bytes:
         msg = "a config is a JSON object"
         raise ValueError(msg)  # noqa: TRY004 - for the caller this is bad content, like the decode error
     inner = document.setdefault("compute_ctl_config", {})
+    if not isinstance(inner, dict):
+        msg = "`compute_ctl_config` of a config is a JSON object"
+        raise ValueError(msg)  # noqa: TRY004 - as above
     inner["jwks"] = keys
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 

@@ -1,0 +1,58 @@
+"""A stub of the node's API: answers what it is told to, remembers what it was asked."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import msgspec
+from typing_extensions import override
+
+Asked = tuple[str, str, str | None, bytes]
+
+
+class ApiServer:
+    """`answers` maps "METHOD /path?query" to a status and a JSON value; `asked` is what came, in order."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: dict[str, tuple[int, Any]] = {}
+        self.asked: list[Asked] = []
+
+
+@contextlib.contextmanager
+def api_server() -> Iterator[ApiServer]:
+    """Serve on a free loopback port meanwhile."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer()
+
+        def do_POST(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            double.asked.append((self.command, self.path, self.headers.get("Authorization"), body))
+            status, value = double.answers.get(f"{self.command} {self.path}", (404, None))
+            data = b"" if value is None else msgspec.json.encode(value)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        @override
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    double = ApiServer(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield double
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
