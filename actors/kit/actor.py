@@ -16,7 +16,7 @@ A handler never blocks: what waits is a job. Actors only tell; only the edge ask
 import abc
 from collections.abc import Callable
 from concurrent import futures
-from typing import ClassVar, Generic, Protocol, TypeVar, final
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
 
 from ...messages.base import (
     ActorUnavailableError,
@@ -38,15 +38,22 @@ R = TypeVar("R")
 class Guard:
     """A hold on a timer: once cancelled, its message is not delivered, even if it is already queued."""
 
-    __slots__ = ("cancelled", "period")
+    __slots__ = ("_held", "cancelled", "period")
 
-    def __init__(self, period: float | None = None) -> None:
+    def __init__(self, held: "dict[Guard, None]", period: float | None = None) -> None:
         self.cancelled = False
         self.period = period
+        self._held = held
+        held[self] = None
 
     def cancel(self) -> None:
         """See to it that the message is not delivered (again)."""
         self.cancelled = True
+        self.release()
+
+    def release(self) -> None:
+        """Forget the timer, because it is over; for the kit."""
+        self._held.pop(self, None)
 
 
 @final
@@ -64,6 +71,11 @@ class Envelope:
         self.message = message
         self.promise = promise
         self.guard = guard
+
+    def refuse(self, reason: str) -> None:
+        """Tell whoever waits for the answer that none will come."""
+        if self.promise is not None:
+            self.promise.set_exception(ActorUnavailableError(reason))
 
 
 class Post(Protocol):
@@ -138,25 +150,25 @@ class Replier(Generic[R]):
         self,
         request: Request[R],
         promise: "futures.Future[object] | None",
-        outstanding: "set[Replier[object]]",
+        outstanding: "dict[Replier[Any], None]",
     ) -> None:
         self.request = request
         self._promise = promise
         self._outstanding = outstanding
-        outstanding.add(self)  # type: ignore[arg-type] # a set of repliers of any kind
+        outstanding[self] = None
 
     def answer(self, value: R) -> None:
         """Give the answer; raises RuntimeError the second time."""
         if self not in self._outstanding:
             msg = f"{type(self.request).__name__} was answered twice"
             raise RuntimeError(msg)
-        self._outstanding.discard(self)
+        del self._outstanding[self]
         if self._promise is not None:
             self._promise.set_result(value)
 
     def abandon(self, reason: str) -> None:
         """Tell the waiter that no answer will come; for the kit."""
-        self._outstanding.discard(self)
+        self._outstanding.pop(self, None)
         if self._promise is not None:
             self._promise.set_exception(ActorUnavailableError(reason))
 
@@ -169,7 +181,10 @@ class Timers(Protocol):
         ...
 
     def every(self, period_s: float, message: Message) -> Guard:
-        """Deliver the message again and again, each time that long after the last one was handled."""
+        """Deliver the message again and again, each time that long after the last one was handled.
+
+        Raises ValueError when no time would pass between.
+        """
         ...
 
 
@@ -253,7 +268,10 @@ class Actor(abc.ABC, Generic[M]):
         return self._services.journal()
 
     def start_job(self, name: str, work: Work, *, failed: OnFailure | None = None) -> Job:
-        """Run `work` on a thread of the kit; the message it returns comes to this actor (see Job)."""
+        """Run `work` on a thread of the kit; the message it returns comes to this actor (see Job).
+
+        Raises RuntimeError in an actor that has no threads for jobs.
+        """
         job = Job(name, work, failed)
         self._services.start_job(job)
         return job

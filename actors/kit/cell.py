@@ -1,13 +1,14 @@
 """What surrounds one actor in either runtime: delivery, replies, accounting, and its death."""
 
 import logging
+import math
 import time
 from concurrent import futures
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from typing_extensions import override
 
-from ...messages.base import ActorUnavailableError, Message, Request
+from ...messages.base import Message, Request
 from ...messages.lifecycle import JournalEntry
 from ...messages.metrics import ACTOR_FAILURES, SLOW_HANDLERS
 from .actor import Actor, Envelope, Guard, Post, Ref, Replier, Services, Timers
@@ -25,6 +26,10 @@ SLOW_S: Final = 0.05
 log = logging.getLogger(__name__)
 
 
+class ActorStartError(Exception):
+    """An actor could not be started; it never hears a message."""
+
+
 class Host(Post, Protocol):
     """What a cell needs of its runtime."""
 
@@ -33,7 +38,7 @@ class Host(Post, Protocol):
     journal: Journal
 
     def run_job(self, name: str, job: Job) -> None:
-        """Run a job of that actor, then hand its outcome to `Cell.job_ended`."""
+        """Have `Cell.run` called with the job, on a thread of that actor's."""
         ...
 
     def deliver_after(self, name: str, delay_s: float, envelope: Envelope) -> None:
@@ -44,6 +49,12 @@ class Host(Post, Protocol):
         """Tell whoever watches that an actor is dead."""
         ...
 
+    @staticmethod
+    def lose(name: str, envelope: Envelope) -> None:
+        """Give up an envelope for an actor that was never there."""
+        log.warning("there is no actor named %s: %s is lost", name, type(envelope.message).__name__)
+        envelope.refuse(f"there is no actor named {name}")
+
 
 class Cell(Services, Generic[M]):
     """One actor and its surroundings. Nothing an actor does escapes from here as an exception."""
@@ -53,14 +64,16 @@ class Cell(Services, Generic[M]):
         self.clock = host.clock
         self.metrics = host.metrics
         self.timers: Timers = _CellTimers(host, name, self)
+        self.max_jobs = actor.max_jobs
         self.dead: str | None = None
         self._host = host
         self._actor = actor
         self._current: Envelope | None = None
         self._settled = True
-        self._outstanding: set[Replier[object]] = set()
-        self._jobs: set[Job] = set()
-        self.guards: set[Guard] = set()
+        # Ordered, so that a simulation picks the same again; other threads may only take their keys at once.
+        self._outstanding: dict[Replier[Any], None] = {}
+        self._jobs: dict[Job, None] = {}
+        self.guards: dict[Guard, None] = {}
         actor.attach(self, Ref(host, name))
 
     @property
@@ -72,25 +85,25 @@ class Cell(Services, Generic[M]):
 
     def start(self) -> None:
         """Let the actor begin; a failure here is its death."""
+        began = time.perf_counter()
         try:
             self._actor.started()
         except BaseException as error:  # noqa: BLE001 - nothing may end the thread
             self._die(error)
+        self._judge("its start", time.perf_counter() - began)
 
     def handle(self, envelope: Envelope) -> None:
         """Deliver one envelope."""
         guard = envelope.guard
         if guard is not None and guard.cancelled:
-            self.guards.discard(guard)
             return
         if self.dead is not None:
-            if envelope.promise is not None:
-                envelope.promise.set_exception(ActorUnavailableError(f"{self.name}: {self.dead}"))
+            envelope.refuse(f"{self.name}: {self.dead}")
             return
         self._receive(envelope)
         if guard is not None:
             if guard.period is None:
-                self.guards.discard(guard)
+                guard.release()
             elif not guard.cancelled and self.dead is None:
                 self._host.deliver_after(self.name, guard.period, envelope)
 
@@ -98,27 +111,31 @@ class Cell(Services, Generic[M]):
         """End the actor's life in order: askers learn it, jobs are cancelled, timers fall silent."""
         if self.dead is None:
             self.dead = reason
-        for guard in self.guards:
+        for guard in tuple(self.guards):
             guard.cancel()
-        self.guards.clear()
-        for job in tuple(self._jobs):
-            job.cancel()
         for replier in tuple(self._outstanding):
             replier.abandon(f"{self.name}: {self.dead}")
+        self.cancel_jobs()
 
-    # --- Called by the runtime, on a job's thread
+    # --- Called by the runtime, on any thread
 
-    def run(self, job: Job) -> None:
-        """Do a job's work and send its outcome to the actor. Raises Blocked, and nothing else."""
+    def cancel_jobs(self) -> None:
+        """Ask all jobs to end."""
+        for job in tuple(self._jobs):
+            job.cancel()
+
+    def run(self, job: Job, *, may_block: bool = False) -> None:
+        """Do a job's work and send its outcome to the actor. Raises Blocked where it may, and nothing else."""
         outcome: Message | None
         try:
             outcome = job.run()
-        except Blocked:
-            raise
         except BaseException as error:
+            if may_block and isinstance(error, Blocked):
+                raise
             log.exception("%s: the job '%s' failed in a way that nobody handles", self.name, job.name)
             outcome = JobCrashed(job.name, describe(error))
-        self._jobs.discard(job)
+        self._jobs.pop(job, None)
+        job.cancellation.forget()
         if outcome is not None:
             self._host.send(self.name, Envelope(outcome))
 
@@ -136,7 +153,10 @@ class Cell(Services, Generic[M]):
 
     @override
     def start_job(self, job: Job) -> None:
-        self._jobs.add(job)
+        if self.max_jobs == 0:
+            msg = f"{self.name} has no threads for jobs, and '{job.name}' is one (max_jobs)"
+            raise RuntimeError(msg)
+        self._jobs[job] = None
         self._host.run_job(self.name, job)
 
     @override
@@ -157,10 +177,8 @@ class Cell(Services, Generic[M]):
                 msg = f"{type(message).__name__} was neither answered nor kept for later"
                 raise RuntimeError(msg)  # noqa: TRY301 - as above
         except BaseException as error:  # noqa: BLE001 - nothing may end the thread
-            if not self._settled and envelope.promise is not None:
-                envelope.promise.set_exception(
-                    ActorUnavailableError(f"{self.name} failed: {describe(error)}")
-                )
+            if not self._settled:
+                envelope.refuse(f"{self.name} failed: {describe(error)}")
             self._die(error)
         finally:
             self._current = None
@@ -180,9 +198,12 @@ class Cell(Services, Generic[M]):
         kind = type(message).__name__
         self._host.journal.record(self.clock.now(), self.name, message, took)
         self.metrics.handled(self.name, kind, took)
+        self._judge(kind, took)
+
+    def _judge(self, what: str, took: float) -> None:
         if took > SLOW_S:
             self.metrics.add(SLOW_HANDLERS, 1, self.name)
-            log.warning("%s: slow handler: %s took %.0f ms", self.name, kind, took * 1000)
+            log.warning("%s: slow handler: %s took %.0f ms", self.name, what, took * 1000)
 
     def _die(self, error: BaseException) -> None:
         if isinstance(error, _JobFailedError):
@@ -211,13 +232,16 @@ class _CellTimers(Timers):
 
     @override
     def after(self, delay_s: float, message: Message) -> Guard:
-        return self._start(delay_s, message, Guard())
+        return self._start(delay_s, message, Guard(self._cell.guards))
 
     @override
     def every(self, period_s: float, message: Message) -> Guard:
-        return self._start(period_s, message, Guard(period_s))
+        if not period_s > 0:
+            msg = f"a timer repeats after a positive time, not after {period_s:g} s"
+            raise ValueError(msg)
+        return self._start(period_s, message, Guard(self._cell.guards, period_s))
 
     def _start(self, delay_s: float, message: Message, guard: Guard) -> Guard:
-        self._cell.guards.add(guard)
-        self._host.deliver_after(self._name, delay_s, Envelope(message, guard=guard))
+        if delay_s < math.inf:
+            self._host.deliver_after(self._name, delay_s, Envelope(message, guard=guard))
         return guard

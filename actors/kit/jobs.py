@@ -1,10 +1,13 @@
 """Work that may wait: it runs on a thread of the kit and its outcome is a message."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import final
 
 from ...messages.base import Message
+
+log = logging.getLogger(__name__)
 
 
 class CancelledError(Exception):
@@ -23,7 +26,7 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # held while callbacks run: none of them outlives its job
         self._callbacks: list[Callable[[], None]] = []
 
     @property
@@ -56,9 +59,17 @@ class Cancellation:
             if self._event.is_set():
                 return
             self._event.set()
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
+            for callback in self._callbacks:
+                try:
+                    callback()
+                except Exception:
+                    log.exception("a job could not be told in full that it is cancelled")
+            self._callbacks.clear()
+
+    def forget(self) -> None:
+        """Drop the callbacks: what they would end is not there any more."""
+        with self._lock:
+            self._callbacks.clear()
 
 
 Work = Callable[[Cancellation], Message | None]
@@ -71,7 +82,7 @@ class Job:
 
     `work` returns the message for its own actor, or None when there is nothing to say. `failed` turns an
     exception of the work, CancelledError included, into that message; without it an exception is the
-    death of the actor, and a cancellation is silent.
+    death of the actor, and a cancellation is silent. What is no Exception (SystemExit) is always that death.
     """
 
     def __init__(self, name: str, work: Work, failed: OnFailure | None) -> None:
@@ -86,6 +97,7 @@ class Job:
 
     def run(self) -> Message | None:
         """Do the work, on the thread that the runtime chose. Raises what `failed` does not handle."""
+        self.cancellation.forget()  # those of an attempt that was Blocked
         try:
             self.cancellation.check()
             return self._work(self.cancellation)

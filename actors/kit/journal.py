@@ -42,5 +42,8 @@ class Journal:
 
 
 def _content(message: Message) -> msgspec.Raw:
-    data = redacted(message)
+    try:
+        data = redacted(message)
+    except Exception as error:  # noqa: BLE001 - whatever a message holds, the others are still shown
+        return msgspec.Raw(msgspec.json.encode(f"(cannot be shown: {type(error).__name__})"))
     return msgspec.Raw(data if len(data) <= MAX_CONTENT else b'"(too long to show)"')

@@ -11,7 +11,7 @@ Labels = tuple[str, ...]
 class Metrics:
     """A sink that every thread may write to and the metrics route reads; one per node.
 
-    Labels are given in the order of the family's `labels`.
+    Labels are given in the order of the family's `labels`; raises ValueError when their number is wrong.
     """
 
     def __init__(self) -> None:
@@ -22,17 +22,21 @@ class Metrics:
 
     def set(self, family: Family, value: float, *labels: str) -> None:
         """Give one sample of a gauge its value."""
+        _check(family, labels)
         with self._lock:
             self._values[family.name][labels] = value
 
     def add(self, family: Family, amount: float, *labels: str) -> None:
         """Let one sample of a counter grow."""
+        _check(family, labels)
         with self._lock:
             values = self._values[family.name]
             values[labels] = values.get(labels, 0.0) + amount
 
     def replace(self, family: Family, values: Mapping[Labels, float]) -> None:
         """Replace all samples of a family at once, so that none of an earlier state stays behind."""
+        for labels in values:
+            _check(family, labels)
         with self._lock:
             self._values[family.name] = dict(values)
 
@@ -49,3 +53,9 @@ class Metrics:
         """Return a copy of all samples of a family."""
         with self._lock:
             return dict(self._values[family.name])
+
+
+def _check(family: Family, labels: Labels) -> None:
+    if len(labels) != len(family.labels):
+        msg = f"{family.name} has the labels {', '.join(family.labels)}; the sample has {len(labels)}"
+        raise ValueError(msg)

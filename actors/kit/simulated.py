@@ -12,10 +12,10 @@ from typing import Any, Final, TypeVar
 
 from typing_extensions import override
 
-from ...messages.base import ActorUnavailableError, Message, Request
+from ...messages.base import Message, Request
 from ...messages.lifecycle import ActorFailed
 from .actor import Actor, Envelope, Pending, Ref
-from .cell import Cell, Host
+from .cell import ActorStartError, Cell, Host
 from .clock import Clock
 from .jobs import Blocked, Job
 from .journal import Journal
@@ -71,11 +71,17 @@ class SimulatedRuntime(Host):
         return Ref(self, name)
 
     def spawn(self, name: str, actor: Actor[M]) -> Ref[M]:
-        """Take an actor in; it begins at once."""
+        """Take an actor in; it begins at once. Raises ActorStartError when it fails to."""
+        if name in self._cells:
+            msg = f"there is already an actor named {name}"
+            raise ActorStartError(msg)
         cell = Cell(self, name, actor)
         self._cells[name] = cell
         self._mailboxes[name] = deque()
         cell.start()
+        if cell.dead is not None:
+            msg = f"the actor {name} did not start: {cell.dead}"
+            raise ActorStartError(msg)
         return Ref(self, name)
 
     def cell(self, name: str) -> Cell[Any]:
@@ -88,7 +94,7 @@ class SimulatedRuntime(Host):
         """Do one thing; False when there is nothing left to do."""
         ready = [name for name, mailbox in self._mailboxes.items() if mailbox]
         choices: list[Callable[[], bool]] = [partial(self._deliver, name) for name in ready]
-        choices += [partial(self._try_job, entry) for entry in self._jobs]
+        choices += [partial(self._try_job, entry) for entry in self._jobs_on_threads()]
         self.random.shuffle(choices)
         if self._timers and self.random.random() < TIMER_CHANCE:
             choices.insert(0, self._fire_timer)
@@ -106,22 +112,28 @@ class SimulatedRuntime(Host):
             if until is not None and until():
                 return
             if not self.step():
-                if until is not None:
+                if until is not None and not until():  # a job that is Blocked may have changed things
                     msg = "nothing is left to do and the condition does not hold"
                     raise AssertionError(msg)
                 return
         msg = f"not done after {max_steps} steps"
         raise AssertionError(msg)
 
-    def settle(self) -> None:
-        """Deliver messages and run jobs until both are at rest; time stands still."""
-        progress = True
-        while progress:
+    def settle(self, *, max_steps: int = 100_000) -> None:
+        """Deliver messages and run jobs until both are at rest; time stands still.
+
+        Raises AssertionError beyond `max_steps`.
+        """
+        for _ in range(max_steps):
             ready = [name for name, mailbox in self._mailboxes.items() if mailbox]
             progress = any(self._deliver(name) for name in ready) or any(
-                self._try_job(entry) for entry in tuple(self._jobs)
+                self._try_job(entry) for entry in self._jobs_on_threads()
             )
             self.after_step()
+            if not progress:
+                return
+        msg = f"not at rest after {max_steps} steps"
+        raise AssertionError(msg)
 
     def advance(self, seconds: float) -> None:
         """Let that much time pass, with all that it brings."""
@@ -138,17 +150,27 @@ class SimulatedRuntime(Host):
         self.run(until=lambda: pending.done)
         return pending.get(0)
 
+    def stop(self) -> tuple[str, ...]:
+        """Stop all actors, last started first, and their jobs; returns the names of jobs that live on."""
+        for name, cell in reversed(self._cells.items()):
+            cell.stop()
+            for envelope in self._mailboxes[name]:
+                envelope.refuse(f"{name}: {cell.dead}")
+            self._mailboxes[name].clear()
+        self.settle()
+        return tuple(job.name for _, job in self._jobs)
+
     # --- Host
 
     @override
     def send(self, name: str, envelope: Envelope) -> None:
         cell = self._cells.get(name)
-        if cell is None or cell.dead is not None:
-            if envelope.promise is not None:
-                reason = "there is no such actor" if cell is None else cell.dead
-                envelope.promise.set_exception(ActorUnavailableError(f"{name}: {reason}"))
-            return
-        self._mailboxes[name].append(envelope)
+        if cell is None:
+            self.lose(name, envelope)
+        elif cell.dead is not None:
+            envelope.refuse(f"{name}: {cell.dead}")
+        else:
+            self._mailboxes[name].append(envelope)
 
     @override
     def run_job(self, name: str, job: Job) -> None:
@@ -177,12 +199,22 @@ class SimulatedRuntime(Host):
         self._cells[name].handle(envelope)
         return True
 
+    def _jobs_on_threads(self) -> list[tuple[str, Job]]:
+        """Return the jobs that have a thread: of each actor the first `max_jobs` that have not ended."""
+        free = {name: cell.max_jobs for name, cell in self._cells.items()}
+        chosen = []
+        for entry in self._jobs:
+            free[entry[0]] -= 1
+            if free[entry[0]] >= 0:
+                chosen.append(entry)
+        return chosen
+
     def _try_job(self, entry: tuple[str, Job]) -> bool:
         name, job = entry
         if entry not in self._jobs:
             return False
         try:
-            self._cells[name].run(job)
+            self._cells[name].run(job, may_block=True)
         except Blocked:
             return False
         self._jobs.remove(entry)

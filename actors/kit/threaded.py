@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
 import pykka
-from pykka import ActorRef
 from typing_extensions import override
 
-from ...messages.base import ActorUnavailableError, Message
+from ...messages.base import Message
 from ...messages.lifecycle import ActorFailed
 from ...messages.metrics import MAILBOX_DEPTH
 from .actor import Actor, Envelope, Ref
-from .cell import Cell, Host
+from .cell import ActorStartError, Cell, Host
 from .clock import SystemClock
 from .jobs import Job
 from .journal import Journal
@@ -32,11 +31,14 @@ START_TIMEOUT_S: Final = 10.0
 MAX_WAITING: Final = 10_000
 """Messages in one mailbox beyond which requests are refused; what actors tell each other never is."""
 
+MAX_SLEEP_S: Final = 3600.0
+"""The timer thread looks at its clock at least this often."""
+CROWDED: Final = 64
+"""Timers under way beyond which the cancelled ones are looked for and dropped."""
+
 log = logging.getLogger(__name__)
 
-
-class ActorStartError(Exception):
-    """An actor failed before its first message."""
+__all__ = ["MAX_WAITING", "START_TIMEOUT_S", "ActorStartError", "ThreadedRuntime"]
 
 
 class _Host(pykka.ThreadingActor):
@@ -47,8 +49,10 @@ class _Host(pykka.ThreadingActor):
     def __init__(self, cell: Cell[Any]) -> None:
         super().__init__()
         self._cell = cell
+        self.thread: threading.Thread | None = None
         self.started = threading.Event()
         self.ended = threading.Event()
+        self._closed = False
 
     @staticmethod
     @override
@@ -57,7 +61,8 @@ class _Host(pykka.ThreadingActor):
 
     @override
     def on_start(self) -> None:
-        threading.current_thread().name = self._cell.name
+        self.thread = threading.current_thread()
+        self.thread.name = self._cell.name
         self._cell.start()
         self.started.set()
 
@@ -66,15 +71,39 @@ class _Host(pykka.ThreadingActor):
         self._cell.handle(message)
 
     @override
-    def on_stop(self) -> None:
+    def _actor_loop_teardown(self) -> None:
         self._cell.stop()
+        pykka.ActorRegistry.unregister(self.actor_ref)
+        self._closed = True
+        self._refuse_the_rest()
+        self.ended.set()
 
-    @override
-    def _actor_loop(self) -> None:
+    def put(self, envelope: Envelope) -> None:
+        """Put an envelope into the mailbox; it is handled or refused, however this meets a stop."""
         try:
-            super()._actor_loop()
-        finally:
-            self.ended.set()
+            self.actor_ref.tell(envelope)
+        except pykka.ActorDeadError:
+            envelope.refuse(f"{self._cell.name}: {self._cell.dead}")
+        if self._closed:  # after the last look into the mailbox, perhaps: then this is the last one
+            self._refuse_the_rest()
+
+    def end(self) -> None:
+        """Have the loop end after the message that is being handled; those behind it are refused."""
+        if self._cell.dead is None:
+            self._cell.dead = "it was stopped"
+        if not self.actor_stopped.is_set():
+            _ = self.actor_ref.stop(block=False)  # wakes the loop
+            self.actor_stopped.set()
+
+    def _refuse_the_rest(self) -> None:
+        inbox = cast("queue.SimpleQueue[Any]", self.actor_inbox)
+        while True:
+            try:
+                message = inbox.get_nowait().message
+            except queue.Empty:
+                return
+            if isinstance(message, Envelope):
+                message.refuse(f"{self._cell.name}: {self._cell.dead}")
 
 
 class _Resident:
@@ -83,10 +112,28 @@ class _Resident:
     def __init__(self, cell: Cell[Any], host: _Host) -> None:
         self.cell = cell
         self.host = host
-        self.ref: ActorRef[_Host] = host.actor_ref
         self.inbox = cast("queue.SimpleQueue[Any]", host.actor_inbox)
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.workers: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the threads. Raises RuntimeError when the machine has none to spare."""
+        for number in range(1, self.cell.max_jobs + 1):
+            worker = threading.Thread(
+                target=_work, args=(self.cell, self.jobs), name=f"{self.cell.name}-job-{number}", daemon=True
+            )
+            worker.start()
+            self.workers.append(worker)
+        self.host._start_actor_loop()  # noqa: SLF001 - Pykka's hook for makers of actor types
+        pykka.ActorRegistry.register(self.host.actor_ref)
+
+    def end(self, timeout_s: float) -> None:
+        """End the actor, then its jobs; waits at most so long for the actor."""
+        self.host.end()
+        if not self.host.ended.wait(timeout_s):
+            self.cell.cancel_jobs()  # the actor itself cannot
+        for _ in self.workers:
+            self.jobs.put(None)
 
 
 class ThreadedRuntime(Host):
@@ -118,37 +165,32 @@ class ThreadedRuntime(Host):
         host = _Host(cell)
         resident = _Resident(cell, host)
         self._residents[name] = resident
-        for number in range(1, actor.max_jobs + 1):
-            worker = threading.Thread(
-                target=_work, args=(cell, resident.jobs), name=f"{name}-job-{number}", daemon=True
-            )
-            worker.start()
-            resident.workers.append(worker)
-        pykka.ActorRegistry.register(resident.ref)
-        host._start_actor_loop()  # noqa: SLF001 - Pykka's hook for makers of actor types
-        if not host.started.wait(START_TIMEOUT_S) or cell.dead is not None:
-            msg = f"the actor {name} did not start: {cell.dead or 'it took too long'}"
+        try:
+            resident.start()
+        except RuntimeError as error:
+            cell.dead = f"it has no thread: {error}"
+            host.ended.set()
+        else:
+            if not host.started.wait(START_TIMEOUT_S):
+                cell.dead = f"it took longer than {START_TIMEOUT_S:g} s"
+        if cell.dead is not None:
+            msg = f"the actor {name} did not start: {cell.dead}"
             raise ActorStartError(msg)
         return Ref(self, name)
 
     def stop(self, timeout_s: float) -> tuple[str, ...]:
-        """Stop all actors, last started first, and their jobs; returns the names of threads that live on."""
+        """Stop all actors, last started first, and their jobs; returns the names of threads that live on.
+
+        An actor that does not end in its share of the time is left behind.
+        """
         deadline = self.clock.now() + timeout_s
         residents = tuple(reversed(self._residents.values()))
-        for resident in residents:
-            if resident.cell.dead is None:
-                resident.cell.dead = "it was stopped"
-            _ = resident.ref.stop(block=False)
-        left = [
-            resident.cell.name
-            for resident in residents
-            if not resident.host.ended.wait(max(0.0, deadline - self.clock.now()))
-        ]
-        for resident in residents:
-            for _ in resident.workers:
-                resident.jobs.put(None)
+        for number, resident in enumerate(residents):
+            resident.end(max(0.0, deadline - self.clock.now()) / (len(residents) - number + 1))
         self._timers.stop()
-        for thread in (*(w for r in residents for w in r.workers), self._timers.thread):
+        threads = [thread for r in residents for thread in (r.host.thread, *r.workers) if thread is not None]
+        left: list[str] = []
+        for thread in (*threads, self._timers.thread):
             thread.join(max(0.0, deadline - self.clock.now()))
             if thread.is_alive():
                 left.append(thread.name)
@@ -156,27 +198,23 @@ class ThreadedRuntime(Host):
 
     def read_mailboxes(self) -> None:
         """Bring the gauge of mailbox depths up to date; for the metrics route."""
-        self.metrics.replace(MAILBOX_DEPTH, {(name,): r.inbox.qsize() for name, r in self._residents.items()})
+        self.metrics.replace(
+            MAILBOX_DEPTH, {(name,): r.inbox.qsize() for name, r in tuple(self._residents.items())}
+        )
 
     # --- Host
 
     @override
     def send(self, name: str, envelope: Envelope) -> None:
         resident = self._residents.get(name)
-        problem = None
         if resident is None:
-            problem = f"there is no actor named {name}"
+            self.lose(name, envelope)
         elif resident.cell.dead is not None:
-            problem = f"{name}: {resident.cell.dead}"
+            envelope.refuse(f"{name}: {resident.cell.dead}")
         elif envelope.promise is not None and resident.inbox.qsize() > MAX_WAITING:
-            problem = f"{name} has more than {MAX_WAITING} messages waiting"
-        if problem is None and resident is not None:
-            try:
-                resident.ref.tell(envelope)
-            except pykka.ActorDeadError:
-                problem = f"{name} has ended"
-        if problem is not None and envelope.promise is not None:
-            envelope.promise.set_exception(ActorUnavailableError(problem))
+            envelope.refuse(f"{name} has more than {MAX_WAITING} messages waiting")
+        else:
+            resident.host.put(envelope)
 
     @override
     def run_job(self, name: str, job: Job) -> None:
@@ -191,7 +229,10 @@ class ThreadedRuntime(Host):
         failure = ActorFailed(name, error)
         watcher = self._residents.get(self._watcher)
         if watcher is None or watcher.cell.dead is not None:
-            self._abandoned(failure)
+            try:
+                self._abandoned(failure)
+            except Exception:
+                log.exception("nobody could be told that %s died", name)
         else:
             self.send(self._watcher, Envelope(failure))
 
@@ -211,12 +252,17 @@ class _TimerThread:
         self._due: list[tuple[float, int, str, Envelope]] = []
         self._changed = threading.Condition()
         self._stopped = False
+        self._crowded = CROWDED
         self.thread = threading.Thread(target=self._run, name="timers", daemon=True)
         self.thread.start()
 
     def add(self, at: float, name: str, envelope: Envelope) -> None:
         with self._changed:
             heapq.heappush(self._due, (at, next(self._order), name, envelope))
+            if len(self._due) > self._crowded:
+                self._due = [due for due in self._due if due[3].guard is None or not due[3].guard.cancelled]
+                heapq.heapify(self._due)
+                self._crowded = max(CROWDED, 2 * len(self._due))
             self._changed.notify()
 
     def stop(self) -> None:
@@ -231,7 +277,7 @@ class _TimerThread:
                     return
                 wait = self._due[0][0] - self._clock.now() if self._due else None
                 if wait is None or wait > 0:
-                    self._changed.wait(wait)
+                    self._changed.wait(MAX_SLEEP_S if wait is None else min(wait, MAX_SLEEP_S))
                     continue
                 _, _, name, envelope = heapq.heappop(self._due)
             self._send(name, envelope)

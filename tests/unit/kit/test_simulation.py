@@ -1,0 +1,212 @@
+import random
+from collections.abc import Callable
+
+import pytest
+from compute_node.actors.kit.jobs import Blocked, Cancellation, Job
+from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.messages.base import Message
+
+from doubles.scripted import Answer, Note, Other, Question, Recorder, Scripted, SimulatedBench
+
+
+def busy_run(seed: int) -> tuple[list[str], list[object]]:
+    """Several actors with jobs, timers and a death; the trace and what was handled."""
+    bench = SimulatedBench(seed)
+    runtime = bench.runtime
+    dice = random.Random(7)  # noqa: S311 - a seeded choice is what is wanted
+
+    def work(_: Cancellation) -> Message | None:
+        if dice.random() < 0.5:
+            raise Blocked
+        return Other("done")
+
+    def act(actor: Scripted, note: Note) -> None:
+        actor.start_job(f"job of {note.text}", work)
+        actor.timers.after(len(note.text), Other(note.text))
+        if note.text == "b3":
+            msg = "bad luck"
+            raise ValueError(msg)
+
+    for name in "abc":
+        runtime.spawn(name, Scripted(bench.recorder, {Note: act}))
+    for number in range(5):
+        for name in "abc":
+            runtime.ref(name).tell(Note(f"{name}{number}"))
+    runtime.run()
+    return runtime.trace, bench.recorder.entries
+
+
+def test_the_same_seed_runs_the_same() -> None:
+    assert busy_run(3) == busy_run(3)
+
+
+def test_another_seed_finds_another_order() -> None:
+    assert len({tuple(busy_run(seed)[0]) for seed in range(5)}) == 5
+
+
+def test_the_trace_tells_time_actor_and_message(simulation: SimulatedBench) -> None:
+    simulation.spawn("actor", Scripted(simulation.recorder)).tell(Note("hello"))
+    simulation.runtime.run()
+    assert simulation.runtime.trace == ["1000.000 actor <- Note(text='hello')"]
+
+
+def test_a_blocked_job_is_tried_again_until_it_can_go_on(simulation: SimulatedBench) -> None:
+    attempts: list[int] = []
+    ready: list[bool] = []
+
+    def work(_: Cancellation) -> Message | None:
+        attempts.append(1)
+        if not ready:
+            raise Blocked
+        return Other("done")
+
+    def begin(actor: Scripted, _: Note) -> None:
+        actor.start_job("work", work)
+
+    simulation.spawn("actor", Scripted(simulation.recorder, {Note: begin})).tell(Note("go"))
+    simulation.runtime.run()
+    assert attempts
+    assert Other("done") not in simulation.recorder.entries
+    ready.append(True)
+    simulation.runtime.run()
+    assert Other("done") in simulation.recorder.entries
+
+
+def test_a_blocked_job_that_is_cancelled_ends(simulation: SimulatedBench) -> None:
+    jobs: list[Job] = []
+    kills: list[str] = []
+
+    def work(cancellation: Cancellation) -> Message | None:
+        cancellation.on_request(lambda: kills.append("killed"))
+        raise Blocked
+
+    def begin(actor: Scripted, _: Note) -> None:
+        jobs.append(actor.start_job("work", work, failed=lambda error: Other(str(error))))
+
+    simulation.spawn("actor", Scripted(simulation.recorder, {Note: begin})).tell(Note("go"))
+    for _ in range(3):
+        simulation.runtime.settle()
+    jobs[0].cancel()
+    simulation.runtime.settle()
+    assert Other("cancelled") in simulation.recorder.entries
+    assert kills == ["killed"]
+
+
+def test_a_condition_that_a_blocked_job_brings_about_is_seen(simulation: SimulatedBench) -> None:
+    seen: list[int] = []
+
+    def work(_: Cancellation) -> Message | None:
+        seen.append(1)
+        raise Blocked
+
+    def begin(actor: Scripted, _: Note) -> None:
+        actor.start_job("work", work)
+
+    simulation.spawn("actor", Scripted(simulation.recorder, {Note: begin})).tell(Note("go"))
+    simulation.runtime.run(until=lambda: bool(seen))
+
+
+def test_a_condition_that_never_holds_is_an_error(simulation: SimulatedBench) -> None:
+    with pytest.raises(AssertionError, match="nothing is left to do and the condition does not hold"):
+        simulation.runtime.run(until=lambda: False)
+
+
+def test_an_answer_that_never_comes_is_an_error(simulation: SimulatedBench) -> None:
+    ref = simulation.spawn(
+        "actor",
+        Scripted(simulation.recorder, {Question: lambda actor, question: keep(actor.defer(question))}),
+    )
+    with pytest.raises(AssertionError, match="nothing is left to do"):
+        simulation.runtime.ask(ref, Question())
+
+
+def keep(_: object) -> None:
+    pass
+
+
+def ping_pong(runtime: SimulatedRuntime) -> None:
+    recorder = Recorder()
+    for name, other in (("a", "b"), ("b", "a")):
+        runtime.spawn(
+            name, Scripted(recorder, {Note: lambda _, note, other=other: runtime.ref(other).tell(note)})
+        )
+    runtime.ref("a").tell(Note("ball"))
+
+
+@pytest.mark.parametrize(
+    "go_on",
+    [lambda runtime: runtime.run(max_steps=100), lambda runtime: runtime.settle(max_steps=100)],
+    ids=["run", "settle"],
+)
+def test_what_never_ends_is_an_error(
+    simulation: SimulatedBench, go_on: Callable[[SimulatedRuntime], None]
+) -> None:
+    ping_pong(simulation.runtime)
+    with pytest.raises(AssertionError, match="after 100 steps"):
+        go_on(simulation.runtime)
+
+
+def test_settling_lets_no_time_pass(simulation: SimulatedBench) -> None:
+    def begin(actor: Scripted, _: Note) -> None:
+        actor.timers.after(1, Other("late"))
+        actor.start_job("work", lambda _: Other("done"))
+
+    simulation.spawn("actor", Scripted(simulation.recorder, {Note: begin})).tell(Note("go"))
+    before = simulation.runtime.clock.now()
+    simulation.runtime.settle()
+    assert simulation.recorder.entries == [Note("go"), Other("done")]
+    assert simulation.runtime.clock.now() == before
+
+
+def test_time_that_passes_brings_its_timers_in_order_and_what_they_cause(simulation: SimulatedBench) -> None:
+    times: list[tuple[str, float]] = []
+    began = simulation.runtime.clock.now()
+
+    def note(actor: Scripted, message: Note) -> None:
+        times.append((message.text, actor.clock.now() - began))
+        if message.text == "second":
+            actor.timers.after(3, Note("third"))
+            actor.timers.after(30, Note("too late"))
+
+    def start(actor: Scripted) -> None:
+        actor.timers.after(2, Note("second"))
+        actor.timers.after(1, Note("first"))
+
+    simulation.spawn("actor", Scripted(simulation.recorder, {Note: note}, on_start=start))
+    simulation.runtime.advance(10)
+    assert times == [("first", 1), ("second", 2), ("third", 5)]
+    assert simulation.runtime.clock.now() == began + 10
+
+
+def test_a_check_after_every_step_sees_every_step(simulation: SimulatedBench) -> None:
+    counts: list[int] = []
+    simulation.runtime.after_step = lambda: counts.append(len(simulation.recorder.texts))
+    ref = simulation.spawn("actor", Scripted(simulation.recorder))
+    for text in "abc":
+        ref.tell(Note(text))
+    simulation.runtime.run()
+    assert counts == [1, 2, 3]
+
+
+def test_a_stop_names_the_jobs_that_do_not_honour_their_cancellation(simulation: SimulatedBench) -> None:
+    def begin(actor: Scripted, _: Note) -> None:
+        actor.start_job("honest", blocked)
+        actor.start_job("waiting", blocked)
+
+    def blocked(_: Cancellation) -> Message | None:
+        raise Blocked
+
+    def deaf(error: Exception) -> Message | None:
+        raise Blocked from error
+
+    simulation.spawn("actor", Scripted(simulation.recorder, {Note: begin})).tell(Note("go"))
+    script = {Note: lambda actor, _: actor.start_job("deaf", blocked, failed=deaf)}
+    simulation.spawn("other", Scripted(simulation.recorder, script)).tell(Note("go"))
+    simulation.runtime.settle()
+    assert simulation.stop() == ("deaf",)
+
+
+def test_an_answer_is_a_value_of_the_simulation_too(simulation: SimulatedBench) -> None:
+    script = {Question: lambda actor, question: actor.reply(question, Answer(question.text))}
+    ref = simulation.spawn("actor", Scripted(simulation.recorder, script))
+    assert simulation.runtime.ask(ref, Question("x")) == Answer("x")
