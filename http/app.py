@@ -88,11 +88,11 @@ class Api(falcon.App[falcon.Request, falcon.Response]):
         error: falcon.HTTPError,
         _path: dict[str, Any],
     ) -> None:
-        if isinstance(error, falcon.HTTPRouteNotFound):
+        known = self._resources.get(request.uri_template or request.path)
+        if known is not None and isinstance(error, falcon.HTTPBadRequest):
+            known.refuse(request, response)  # Falcon's answer to a method it has never heard of
+        elif isinstance(error, falcon.HTTPRouteNotFound | falcon.HTTPBadRequest):
             response.status = 404
-        elif request.uri_template in self._resources and isinstance(error, falcon.HTTPBadRequest):
-            # Falcon's answer to a method it has never heard of.
-            self._resources[request.uri_template].refuse(request, response)
         else:
             text = error.description or error.title or "malformed request"
             _fail(request, response, error.status_code, lowered(text))
