@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable
 
 from ..actors.supervisor.decisions import Moment
+from ..actors.system import Launch
 from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeConfig
 from ..postgres.accounts import AccountError, missing_passwd_entry, resolve_account
 from ..postgres.binaries import BinariesError, discover, reachable
 from ..process.configuration import ConfigurationError, read_bare_spec, read_config, unknown_parts_of
-from ..process.node import Launch
 from .options import Options
 
 

@@ -143,7 +143,7 @@ class Terminated(Message, frozen=True):
 
 
 class ExitReport(Message, frozen=True):
-    """How the process is to end; `code` follows docs/exit-codes.md."""
+    """How the process is to end; `code` is one of the exit codes below."""
 
     code: int
     reason: str

@@ -9,11 +9,8 @@ from queue import SimpleQueue
 from signal import Signals
 from typing import Final
 
-import msgspec
-
 from ..actors.kit.actor import Pending
-from ..actors.supervisor.decisions import Moment
-from ..actors.system import System
+from ..actors.system import Launch, System
 from ..messages.lifecycle import (
     EXIT_FAILED,
     ActorFailed,
@@ -25,10 +22,6 @@ from ..messages.lifecycle import (
     StatusChanged,
 )
 from ..messages.metrics import UNKNOWN_FIELDS
-from ..messages.settings import NodeSettings
-from ..messages.spec import ComputeSpec
-from ..postgres.accounts import Account
-from ..postgres.binaries import Binaries
 from .last_resort import PostmasterRecord
 from .limits import raise_core_limit
 from .signals import STOPPING, SignalPipe
@@ -37,24 +30,6 @@ ACTORS_STOP_S: Final = 2.0
 """How long the actors may take to end once the node's life is over."""
 
 log = logging.getLogger("compute_node")
-
-
-class Launch(msgspec.Struct, frozen=True):
-    """Everything that is known before the first actor exists."""
-
-    settings: NodeSettings
-    spec: ComputeSpec | None
-    binaries: Binaries
-    account: Account | None
-    read_spec: Callable[[], ComputeSpec | None]
-    """Reads the configuration file again; may raise."""
-    began: Moment
-    """When the process began."""
-    dropped_lines: Callable[[], int] = lambda: 0
-    """How many log lines were lost so far."""
-    unknown_parts: Callable[[], tuple[str, ...]] = tuple
-    """Which parts of the configuration are not known; may raise."""
-    warnings: tuple[str, ...] = ()
 
 
 def run(
@@ -79,15 +54,7 @@ def run(
         signals.wake()
 
     system = System(
-        settings=launch.settings,
-        binaries=launch.binaries,
-        account=launch.account,
-        read_spec=launch.read_spec,
-        began=launch.began,
-        dropped_lines=launch.dropped_lines,
-        postmaster=postmaster,
-        abandoned=abandoned,
-        heard=heard if on_status is not None else None,
+        launch, postmaster=postmaster, abandoned=abandoned, heard=heard if on_status is not None else None
     )
     try:
         system.start()
@@ -96,7 +63,9 @@ def run(
         system.supervisor.tell(Boot(launch.spec))
         if unknown := launch.unknown_parts():
             system.runtime.metrics.add(UNKNOWN_FIELDS, len(unknown))
-            log.info("parts of the configuration that are not known, and have no effect: %s", ", ".join(unknown))
+            log.info(
+                "parts of the configuration that are not known, and have no effect: %s", ", ".join(unknown)
+            )
         while True:
             over = exiting.done or not fatal.empty()
             while on_status is not None and not changes.empty():

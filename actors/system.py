@@ -1,0 +1,134 @@
+"""The composition root: builds the actors and tells each whom to talk to.
+
+They start in the order below and stop in the reverse one.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from typing_extensions import override
+
+from ..messages.lifecycle import ActorFailed, StatusChanged
+from ..messages.metrics import LOG_DROPPED
+from ..messages.settings import NodeSettings
+from ..messages.spec import ComputeSpec
+from ..postgres.accounts import Account
+from ..postgres.binaries import Binaries
+from .activity_monitor.actor import ActivityMonitor
+from .configurator.actor import Configurator
+from .http_facade.actor import HttpFacade
+from .http_facade.port import WebApp
+from .http_facade.servers import WaitressServers
+from .kit.actor import Actor, Ref
+from .kit.threaded import ThreadedRuntime
+from .postgres_process.actor import PostgresProcess
+from .postgres_process.port import ProcessSink
+from .postgres_process.server import Server
+from .supervisor.actor import Supervisor, SupervisorMessage
+from .supervisor.decisions import Moment
+from .supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
+
+if TYPE_CHECKING:
+    from ..http.port import Node
+
+SUPERVISOR: Final = "supervisor"
+NARRATOR: Final = "narrator"
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Everything that is known before the first actor exists."""
+
+    settings: NodeSettings
+    spec: ComputeSpec | None
+    binaries: Binaries
+    account: Account | None
+    read_spec: Callable[[], ComputeSpec | None]
+    """Reads the configuration file again; may raise."""
+    began: Moment
+    """When the process began."""
+    dropped_lines: Callable[[], int] = lambda: 0
+    """How many log lines were lost so far."""
+    unknown_parts: Callable[[], tuple[str, ...]] = tuple
+    """Which parts of the configuration are not known; may raise."""
+    warnings: tuple[str, ...] = ()
+
+
+class Narrator(Actor[StatusChanged]):
+    """Passes status changes on to whoever shows them to a person; `heard` must not block."""
+
+    def __init__(self, heard: Callable[[StatusChanged], None]) -> None:
+        self._heard = heard
+
+    @override
+    def receive(self, message: StatusChanged) -> None:
+        self._heard(message)
+
+
+class System:
+    """All actors of one node.
+
+    `postmaster` is told which postmaster lives; `abandoned` is called when the Supervisor itself died;
+    `heard`, if any, hears every change of status.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        postmaster: ProcessSink,
+        abandoned: Callable[[ActorFailed], None],
+        heard: Callable[[StatusChanged], None] | None,
+    ) -> None:
+        self.runtime = ThreadedRuntime(watcher=SUPERVISOR, abandoned=abandoned)
+        self.supervisor: Ref[SupervisorMessage] = self.runtime.ref(SUPERVISOR)
+        self._dropped_lines = launch.dropped_lines
+        settings = launch.settings
+        others = {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, HTTP)}
+        listeners: tuple[Ref[StatusChanged], ...] = ()
+        self._actors: dict[str, Actor[Any]] = {}
+        if heard is not None:
+            listeners = (self.runtime.ref(NARRATOR),)
+            self._actors[NARRATOR] = Narrator(heard)
+        self._actors[SUPERVISOR] = Supervisor(
+            settings, others, read_spec=launch.read_spec, listeners=listeners, began=launch.began
+        )
+        server = Server(settings, launch.binaries, launch.account, postmaster)
+        self._actors[POSTGRES] = PostgresProcess(settings, self.supervisor, server)
+        self._actors[CONFIGURATOR] = Configurator(settings, self.supervisor)
+        self._actors[MONITOR] = ActivityMonitor(settings, self.supervisor)
+        servers = WaitressServers(settings, lambda: _applications(self._node(settings)), self.runtime.metrics)
+        self._actors[HTTP] = HttpFacade(servers, self.supervisor)
+
+    def start(self) -> None:
+        """Start every actor. Raises ActorStartError."""
+        for name, actor in self._actors.items():
+            self.runtime.spawn(name, actor)
+
+    def stop(self, timeout_s: float) -> tuple[str, ...]:
+        """Stop every actor; returns the names of threads that live on."""
+        return self.runtime.stop(timeout_s)
+
+    def _node(self, settings: NodeSettings) -> "Node":
+        """Describe the node to the HTTP application."""
+        from ..http.port import AuthSettings, Node
+
+        return Node(
+            supervisor=self.supervisor,
+            metrics=self.runtime.metrics,
+            auth=AuthSettings.of(settings),
+            stop_timeout_s=settings.stop_timeout_s,
+            version=settings.build_tag,
+            refresh_metrics=self._refresh_metrics,
+        )
+
+    def _refresh_metrics(self) -> None:
+        """Bring up to date what is only known by looking."""
+        self.runtime.read_mailboxes()
+        self.runtime.metrics.set(LOG_DROPPED, self._dropped_lines())
+
+
+def _applications(node: "Node") -> tuple[WebApp, WebApp]:
+    from ..http.app import create_external_app, create_internal_app
+
+    return create_external_app(node), create_internal_app(node)
