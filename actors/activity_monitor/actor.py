@@ -15,7 +15,7 @@ from ..kit.jobs import Cancellation, CancelledError, Job
 from . import downtime
 from .checks import Memory, remember
 from .observer import PostgresObserver
-from .outcomes import JobEnded, LookAgain, Observed
+from .outcomes import Disconnected, JobBrokenOff, LookAgain, Observed
 from .port import Observer
 from .reach import CONDITIONS, DOWN, Health, Observation, Reach, learn
 
@@ -26,7 +26,9 @@ PROBE_EVERY: Final = 2
 REPORT_S: Final = 10.0
 """How often an outage that lasts is logged again."""
 
-MonitorMessage: TypeAlias = StartMonitoring | StopMonitoring | LookAgain | Observed | JobEnded
+MonitorMessage: TypeAlias = (
+    StartMonitoring | StopMonitoring | LookAgain | Observed | Disconnected | JobBrokenOff
+)
 ToSupervisor: TypeAlias = ActivityObserved | ConditionRaised | ConditionCleared
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,11 @@ class ActivityMonitor(Actor[MonitorMessage]):
                     self._pause = self.timers.after(PERIOD_S, LookAgain())
                 else:
                     self._go_on()
-            case JobEnded():
+            case Disconnected():
+                self._job = None
+                self._connected = False
+                self._go_on()
+            case JobBrokenOff():
                 self._job = None
                 self._go_on()
             case _:
@@ -112,7 +118,6 @@ class ActivityMonitor(Actor[MonitorMessage]):
         if self._monitoring:
             self._look()
         elif self._connected:
-            self._connected = False
             self._job = self.start_job("disconnect", self._close, failed=_only_cancelled)
 
     # --- Looking
@@ -135,7 +140,7 @@ class ActivityMonitor(Actor[MonitorMessage]):
 
     def _close(self, _: Cancellation) -> Message:
         self._observer.close()
-        return JobEnded()
+        return Disconnected()
 
     def _take_in(self, observation: Observation) -> None:
         now = self.clock.now()
@@ -188,5 +193,5 @@ class ActivityMonitor(Actor[MonitorMessage]):
 def _only_cancelled(error: Exception) -> Message:
     """Take a cancelled job as ended; whatever else a job raises is a fault of this program."""
     if isinstance(error, CancelledError):
-        return JobEnded()
+        return JobBrokenOff()
     raise error

@@ -15,5 +15,9 @@ class Observed(Message, frozen=True):
     observation: Observation
 
 
-class JobEnded(Message, frozen=True):
-    """A job ended that has nothing to say: the connection was closed, or a look was broken off."""
+class Disconnected(Message, frozen=True):
+    """The connection is closed."""
+
+
+class JobBrokenOff(Message, frozen=True):
+    """A job ended before its work was done, because it was asked to."""
