@@ -36,48 +36,76 @@ def run(
     launch: Launch, signals: SignalPipe, *, on_status: Callable[[StatusChanged], None] | None = None
 ) -> ExitReport:
     """Run the node until its life is over; in the main thread. `on_status` is called in this thread."""
-    for warning in launch.warnings:
-        log.warning("%s", warning)
-    log.info("compute build_tag: %s", launch.settings.build_tag)
-    if (problem := raise_core_limit()) is not None:
-        log.warning("%s", problem)
+    _announce(launch)
     postmaster = PostmasterRecord()
-    fatal: SimpleQueue[ActorFailed] = SimpleQueue()
-    changes: SimpleQueue[StatusChanged] = SimpleQueue()
-
-    def abandoned(failure: ActorFailed) -> None:
-        fatal.put(failure)
-        signals.wake()
-
-    def heard(change: StatusChanged) -> None:
-        changes.put(change)
-        signals.wake()
-
+    news = _News(signals)
     system = System(
-        launch, postmaster=postmaster, abandoned=abandoned, heard=heard if on_status is not None else None
+        launch,
+        postmaster=postmaster,
+        abandoned=news.abandoned,
+        heard=news.heard if on_status is not None else None,
     )
     try:
         system.start()
         exiting = system.supervisor.request(AwaitExit())
         exiting.on_done(signals.wake)
         system.supervisor.tell(Boot(launch.spec))
-        if unknown := launch.unknown_parts():
-            system.runtime.metrics.add(UNKNOWN_FIELDS, len(unknown))
-            log.info(
-                "parts of the configuration that are not known, and have no effect: %s", ", ".join(unknown)
-            )
-        while True:
-            over = exiting.done or not fatal.empty()
-            while on_status is not None and not changes.empty():
-                on_status(changes.get())
-            if over:
-                return _report(exiting, fatal)
+        _count_unknown(launch, system)
+        while not news.over(exiting):
             _attend(system, signals.wait())
+            news.tell(on_status)
+        news.tell(on_status)
+        return news.report(exiting)
     finally:
         if postmaster.stop():
             log.error("Postgres had to be stopped by the main thread, as a last resort")
         if left := system.stop(ACTORS_STOP_S):
             log.warning("threads that did not end: %s", ", ".join(left))
+
+
+class _News:
+    """What the actors' threads have for the main thread; each piece wakes it."""
+
+    def __init__(self, signals: SignalPipe) -> None:
+        self._signals = signals
+        self._fatal: SimpleQueue[ActorFailed] = SimpleQueue()
+        self._changes: SimpleQueue[StatusChanged] = SimpleQueue()
+
+    def abandoned(self, failure: ActorFailed) -> None:
+        self._fatal.put(failure)
+        self._signals.wake()
+
+    def heard(self, change: StatusChanged) -> None:
+        self._changes.put(change)
+        self._signals.wake()
+
+    def over(self, exiting: Pending[ExitReport]) -> bool:
+        return exiting.done or not self._fatal.empty()
+
+    def tell(self, on_status: Callable[[StatusChanged], None] | None) -> None:
+        while on_status is not None and not self._changes.empty():
+            on_status(self._changes.get())
+
+    def report(self, exiting: Pending[ExitReport]) -> ExitReport:
+        if self._fatal.empty():
+            return exiting.get(0)
+        failure = self._fatal.get()
+        log.error("the actor %s died and nobody was left to handle it: %s", failure.actor, failure.error)
+        return ExitReport(EXIT_FAILED, f"the actor {failure.actor} died: {failure.error}")
+
+
+def _announce(launch: Launch) -> None:
+    for warning in launch.warnings:
+        log.warning("%s", warning)
+    log.info("compute build_tag: %s", launch.settings.build_tag)
+    if (problem := raise_core_limit()) is not None:
+        log.warning("%s", problem)
+
+
+def _count_unknown(launch: Launch, system: System) -> None:
+    if unknown := launch.unknown_parts():
+        system.runtime.metrics.add(UNKNOWN_FIELDS, len(unknown))
+        log.info("not known, and without effect in the configuration: %s", ", ".join(unknown))
 
 
 def _attend(system: System, came: tuple[Signals, ...]) -> None:
@@ -86,11 +114,3 @@ def _attend(system: System, came: tuple[Signals, ...]) -> None:
             system.supervisor.tell(SignalReceived(signal.name))
         else:
             system.supervisor.tell(RereadConfiguration())
-
-
-def _report(exiting: Pending[ExitReport], fatal: "SimpleQueue[ActorFailed]") -> ExitReport:
-    if not fatal.empty():
-        failure = fatal.get()
-        log.error("the actor %s died and nobody was left to handle it: %s", failure.actor, failure.error)
-        return ExitReport(EXIT_FAILED, f"the actor {failure.actor} died: {failure.error}")
-    return exiting.get(0)
