@@ -101,6 +101,7 @@ def test_a_name_is_given_once(bench: Bench) -> None:
         bench.spawn("actor", Scripted(bench.recorder))
 
 
+@pytest.mark.blocking_handlers
 def test_an_actor_that_does_not_start_in_time_is_refused(
     threads: ThreadedBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ class FakeTime:
         return self.now
 
 
+@pytest.mark.blocking_handlers
 def test_a_slow_handler_is_logged_and_counted_and_a_fast_one_is_not(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -64,9 +65,9 @@ def test_a_slow_handler_is_logged_and_counted_and_a_fast_one_is_not(
     slow = [record for record in caplog.records if "slow handler" in record.message]
     assert [record.levelno for record in slow] == [logging.WARNING]
     assert slow[0].message == "actor: slow handler: Note took 60 ms"
-    bench.metrics.replace(SLOW_HANDLERS, {})  # meant, and not to be found by the guard of all tests
 
 
+@pytest.mark.blocking_handlers
 def test_a_slow_start_counts_as_a_slow_handler(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeTime()
 
@@ -77,9 +78,9 @@ def test_a_slow_start_counts_as_a_slow_handler(bench: Bench, monkeypatch: pytest
     bench.spawn("actor", Scripted(bench.recorder, on_start=begin))
     monkeypatch.setattr(cell, "time", time)
     assert bench.metrics.read(SLOW_HANDLERS) == {("actor",): 1.0}
-    bench.metrics.replace(SLOW_HANDLERS, {})
 
 
+@pytest.mark.blocking_handlers
 def test_the_depth_of_mailboxes_is_measured_when_it_is_read(threads: ThreadedBench) -> None:
     entered, go_on = threading.Event(), threading.Event()
 
@@ -96,7 +97,6 @@ def test_the_depth_of_mailboxes_is_measured_when_it_is_read(threads: ThreadedBen
     assert threads.metrics.read(MAILBOX_DEPTH) == {("watcher",): 0.0, ("actor",): 3.0}
     go_on.set()
     threads.wait(lambda: len(threads.recorder.texts) == 3)
-    threads.metrics.replace(SLOW_HANDLERS, {})
 
 
 def test_a_family_without_labels_is_there_from_the_first_scrape() -> None:

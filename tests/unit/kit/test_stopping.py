@@ -26,6 +26,7 @@ def test_a_stop_ends_every_thread_and_may_be_repeated() -> None:
     assert bench.stop() == ()
 
 
+@pytest.mark.blocking_handlers
 def test_a_stop_does_not_wait_behind_a_full_mailbox() -> None:
     bench = ThreadedBench()
     entered = threading.Event()
@@ -104,6 +105,7 @@ def test_a_stop_cancels_jobs_those_in_the_queue_included() -> None:
     assert sorted(cancelled) == [0, 1]
 
 
+@pytest.mark.blocking_handlers
 def test_a_stop_names_the_threads_that_live_on_and_leaves_at_its_deadline() -> None:
     bench = ThreadedBench()
     go_on = threading.Event()
@@ -125,6 +127,7 @@ def test_a_stop_names_the_threads_that_live_on_and_leaves_at_its_deadline() -> N
     assert bench.stop() == ()
 
 
+@pytest.mark.blocking_handlers
 def test_an_actor_that_hangs_does_not_keep_its_jobs_from_being_cancelled() -> None:
     bench = ThreadedBench()
     go_on, at_work, cancelled = threading.Event(), threading.Event(), threading.Event()
@@ -152,6 +155,7 @@ def test_an_actor_that_hangs_does_not_keep_its_jobs_from_being_cancelled() -> No
     assert bench.stop() == ()
 
 
+@pytest.mark.blocking_handlers
 def test_an_exception_during_a_stop_reaches_the_owner() -> None:
     bench = ThreadedBench()
     entered, go_on = threading.Event(), threading.Event()
@@ -169,3 +173,21 @@ def test_an_exception_during_a_stop_reaches_the_owner() -> None:
     bench.wait(lambda: len(bench.abandoned) == 1)
     assert bench.abandoned == [ActorFailed("actor", "ValueError: bad luck")]
     assert bench.stop() == ()
+
+
+def test_a_request_that_slips_in_after_the_last_look_into_the_mailbox_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = ThreadedBench()
+    ref = bench.spawn("actor", Scripted(bench.recorder))
+
+    def alive_until_now() -> bool:
+        monkeypatch.undo()
+        assert bench.stop() == ()
+        return True
+
+    monkeypatch.setattr(bench.runtime._residents["actor"].host.actor_ref, "is_alive", alive_until_now)
+    pending = ref.request(Question())
+    assert pending.done
+    with pytest.raises(ActorUnavailableError, match="actor: it was stopped"):
+        pending.get(0)

@@ -215,6 +215,7 @@ def test_an_address_may_be_given_out_before_its_actor_is_there(bench: Bench) -> 
     bench.wait(lambda: bench.recorder.texts == ["hello"])
 
 
+@pytest.mark.blocking_handlers
 def test_a_full_mailbox_refuses_requests_and_never_what_actors_tell(threads: ThreadedBench) -> None:
     entered, go_on = threading.Event(), threading.Event()
 

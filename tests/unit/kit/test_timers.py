@@ -92,6 +92,7 @@ def test_a_repeated_timer_comes_again_that_long_after_the_last_one_was_handled(
     assert times == [10, 20, 35, 45]
 
 
+@pytest.mark.blocking_handlers
 def test_ticks_of_a_busy_actor_do_not_pile_up(threads: ThreadedBench) -> None:
     entered, go_on = threading.Event(), threading.Event()
 

@@ -1,0 +1,55 @@
+"""What holds for every test: actors that were started are stopped, their handlers were quick, examples are bounded."""
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from compute_node.actors.kit.threaded import ThreadedRuntime
+from compute_node.messages.metrics import SLOW_HANDLERS
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["pytester"]
+
+STOP_S: Final = 10.0
+
+settings.register_profile("here", deadline=None, max_examples=60)
+settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=200,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+_runtimes: list[ThreadedRuntime] = []
+_make = ThreadedRuntime.__init__
+
+
+def _remembered(runtime: ThreadedRuntime, *args: Any, **options: Any) -> None:
+    _make(runtime, *args, **options)
+    _runtimes.append(runtime)
+
+
+ThreadedRuntime.__init__ = _remembered  # type: ignore[method-assign,assignment] # the one place that sees all of them
+
+
+@pytest.fixture(autouse=True)
+def actors_stop_and_their_handlers_are_quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Stop what the test started; fail it for a thread that lives on, or for a handler that blocked."""
+    before = len(_runtimes)
+    yield
+    mine = _runtimes[before:]
+    del _runtimes[before:]
+    left = [name for runtime in mine for name in runtime.stop(STOP_S)]
+    assert not left, f"threads of the actor kit live on: {left} of {threading.enumerate()}"
+    if request.node.get_closest_marker("blocking_handlers") is None:
+        slow = {
+            actor: count
+            for runtime in mine
+            for (actor,), count in runtime.metrics.read(SLOW_HANDLERS).items()
+        }
+        assert not slow, f"handlers took longer than 50 ms: {slow}"
