@@ -63,6 +63,7 @@ class Api(falcon.App[falcon.Request, falcon.Response]):
     ) -> None:
         super().__init__(middleware=[_Envelope(routes)])
         self.routes = routes
+        self.waiters = context.waiters
         self._limits = {route.path: route.body_limit for route in routes}
         self._resources: dict[str, _Resource] = {}
         self.resp_options.default_media_type = _EMPTY_TYPE
@@ -89,9 +90,10 @@ class Api(falcon.App[falcon.Request, falcon.Response]):
         _path: dict[str, Any],
     ) -> None:
         known = self._resources.get(request.uri_template or request.path)
-        if known is not None and isinstance(error, falcon.HTTPBadRequest):
-            known.refuse(request, response)  # Falcon's answer to a method it has never heard of
-        elif isinstance(error, falcon.HTTPRouteNotFound | falcon.HTTPBadRequest):
+        strange_method = type(error) is falcon.HTTPBadRequest  # Falcon's answer to one it has never heard of
+        if strange_method and known is not None:
+            known.refuse(request, response)
+        elif strange_method or isinstance(error, falcon.HTTPRouteNotFound):
             response.status = 404
         else:
             text = error.description or error.title or "malformed request"
@@ -245,6 +247,8 @@ class _Envelope:
         refusal = request.env.get(REFUSAL_KEY)
         if refusal is not None and refusal[0] != falcon.HTTPContentTooLarge().status_code:
             raise ApiError(refusal[0], lowered(refusal[1]))
+        if request.path.startswith("//") or request.env.get("REQUEST_URI", "").startswith("//"):
+            raise falcon.HTTPRouteNotFound  # Falcon's router, and waitress before it, would strip slashes
         if request.get_header("Upgrade") is not None:
             raise ApiError(400, "protocol upgrades are not served here; send the request without `upgrade`")
 
