@@ -2,6 +2,7 @@
 
 import pytest
 
+from fix_node import make_node
 from fix_postgres import (
     account,
     binaries,
@@ -22,6 +23,7 @@ __all__ = [
     "binaries17",
     "cluster",
     "free_port",
+    "make_node",
     "nothing_is_left",
     "postgres_folder",
     "scratch",

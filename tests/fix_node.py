@@ -1,0 +1,302 @@
+"""A whole node as a process: `run.py` with real Postgres, spoken to over HTTP and signals."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from compute_node.cli import keys
+from compute_node.postgres.accounts import Account
+from compute_node.postgres.binaries import Binaries
+
+from fix_postgres import Ports, as_account, owned_folder, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPUTE_ID = "compute-test"
+START_S = 60.0
+STOP_S = 40.0
+LOG_FAULTS = ("Traceback", "slow handler", "died of an exception", "Task exception was never retrieved")
+"""What no log of a healthy node ever says."""
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    """A small spec, as JSON; the keywords replace its fields, `cluster` is merged."""
+    cluster = {"roles": [], "databases": [], "settings": SMALL} | changes.pop("cluster", {})
+    return {"format_version": 1.0, "suspend_timeout_seconds": -1, "cluster": cluster} | changes
+
+
+def setting(name: str, value: str, vartype: str = "string") -> dict[str, str]:
+    return {"name": name, "value": value, "vartype": vartype}
+
+
+SMALL = [
+    setting("shared_buffers", "16MB"),
+    setting("max_connections", "40", "integer"),
+    setting("fsync", "off", "bool"),
+]
+
+
+@dataclass
+class Answer:
+    """What the node said to one request."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str]
+
+
+@dataclass
+class Node:
+    """One node, not yet started; `start` it, as often as wanted."""
+
+    binaries: Binaries
+    account: Account | None
+    folder: Path
+    postgres_port: int
+    external_port: int
+    internal_port: int
+    key: Path
+    flags: list[str] = field(default_factory=list)
+    runs_as: dict[str, Any] = field(default_factory=dict)
+    command: list[str] = field(default_factory=lambda: [sys.executable, str(ROOT / "run.py")])
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def pgdata(self) -> Path:
+        return self.folder / "pgdata"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "stderr"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.external_port}"
+
+    # --- The process
+
+    def arguments(self) -> list[str]:
+        return [
+            *("--source", "initdb", "-D", str(self.pgdata), "-i", COMPUTE_ID, "-c", str(self.config)),
+            *(
+                "-C",
+                f"postgresql://cloud_admin@localhost:{self.postgres_port}/postgres",
+                "-b",
+                self.binaries.postgres,
+            ),
+            *(
+                "--external-http-port",
+                str(self.external_port),
+                "--internal-http-port",
+                str(self.internal_port),
+            ),
+            *self.flags,
+        ]
+
+    def write_config(self, document: dict[str, Any] | None) -> None:
+        """Write a config with this spec, or without one."""
+        config: dict[str, Any] = {"compute_ctl_config": {"jwks": keys.key_set(self.key)}}
+        if document is not None:
+            config["spec"] = document
+        self.config.write_text(json.dumps(config))
+
+    def start(self, *flags: str) -> "Node":
+        """Start the process and return at once."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, *self.arguments(), *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                **self.runs_as,
+            )
+        return self
+
+    def run(self, document: dict[str, Any] | None = None, *flags: str) -> "Node":
+        """Start with this spec and return when the node is running."""
+        self.write_config(document if document is not None else spec())
+        self.start(*flags).await_status("running")
+        return self
+
+    def wait(self, timeout_s: float = STOP_S) -> int:
+        """Wait for the process to end and return its exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout_s)
+
+    def send_signal(self, sign: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(sign)
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
+        """Ask for an orderly stop and return the exit code."""
+        self.send_signal(sign)
+        return self.wait()
+
+    def ended(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    # --- The API
+
+    def token(self, **claims: Any) -> str:
+        return keys.make_token(self.key, compute_id=COMPUTE_ID, valid_s=600)
+
+    def call(
+        self, method: str, path: str, body: object = None, *, token: str | None = "", timeout_s: float = 60.0
+    ) -> Answer:
+        """Make one request; without `token` a good one goes along, with None none."""
+        data = None if body is None else json.dumps(body).encode()
+        if method == "POST" and data is None:
+            data = b""
+        request = urllib.request.Request(self.url + path, data=data, method=method)
+        if body is not None:
+            request.add_header("Content-Type", "application/json")
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token or self.token()}")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+                return _answer(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return _answer(error)
+
+    def status(self) -> dict[str, Any]:
+        answer = self.call("GET", "/status")
+        assert answer.status == 200
+        body: dict[str, Any] = answer.body
+        return body
+
+    def configure(self, document: dict[str, Any]) -> Answer:
+        return self.call(
+            "POST", "/configure", {"spec": document, "compute_ctl_config": {"jwks": {"keys": []}}}
+        )
+
+    def await_status(self, wanted: str) -> None:
+        """Wait until the node shows this status; fails when it ends, or shows failed instead."""
+        seen = {"status": "nothing yet"}
+
+        def reached() -> bool:
+            assert not self.ended(), (
+                f"the node ended with {self.wait()} while waiting for {wanted}:\n{self.log}"
+            )
+            with contextlib.suppress(OSError):
+                seen.update(self.status())
+            assert seen["status"] != "failed" or wanted == "failed", seen
+            return seen["status"] == wanted
+
+        wait_until(reached, f"status {wanted}", START_S)
+
+    # --- Postgres
+
+    def query(
+        self, sql: str, *, user: str = "cloud_admin", dbname: str = "postgres", **keywords: Any
+    ) -> list[Any]:
+        """Run one statement and return its rows."""
+        with psycopg.connect(
+            host="127.0.0.1", port=self.postgres_port, user=user, dbname=dbname, autocommit=True, **keywords
+        ) as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def postmaster(self) -> int:
+        return int((self.pgdata / "postmaster.pid").read_text().split("\n", 1)[0])
+
+
+def _answer(response: Any) -> Answer:
+    data = response.read()
+    try:
+        body = json.loads(data) if data else None
+    except ValueError:
+        body = data.decode()
+    return Answer(response.status, body, response.headers)
+
+
+class MakeNode:
+    """Makes nodes; after the test they are stopped, their logs judged, their folders removed."""
+
+    def __init__(self, scratch: Path, account: Account | None, ports: Ports) -> None:
+        self._scratch = scratch
+        self._account = account
+        self._ports = ports
+        self.nodes: list[Node] = []
+        self.expected_faults: set[str] = set()
+
+    def __call__(self, binaries: Binaries, *flags: str) -> Node:
+        folder = owned_folder(self._scratch, self._account, "node-")
+        folder.chmod(0o755)
+        key = folder / "key.pem"
+        keys.generate(key)
+        node = Node(
+            binaries,
+            self._account,
+            folder,
+            self._ports(),
+            self._ports(),
+            self._ports(),
+            key,
+            flags=list(flags),
+        )
+        self.nodes.append(node)
+        return node
+
+    def judge(self) -> None:
+        """Stop what still runs; then look for what no log should say."""
+        for node in self.nodes:
+            if node.process is not None and not node.ended():
+                node.send_signal(signal.SIGCONT)
+                node.send_signal(signal.SIGTERM)
+                try:
+                    node.wait()
+                except subprocess.TimeoutExpired:
+                    node.process.kill()
+                    node.wait()
+                    pytest.fail(f"the node did not stop:\n{node.log}")
+        faults = [
+            f"{fault!r} in the log:\n{node.log}"
+            for node in self.nodes
+            for fault in LOG_FAULTS
+            if fault in node.log and fault not in self.expected_faults
+        ]
+        for node in self.nodes:
+            shutil.rmtree(node.folder, ignore_errors=True)
+        assert not faults, faults[0]
+
+
+@pytest.fixture
+def make_node(scratch: Path, account: Account | None, free_port: Ports) -> Iterator[MakeNode]:
+    """Call it with the programs of a Postgres for a node in a folder and on ports of its own."""
+    made = MakeNode(scratch, account, free_port)
+    yield made
+    made.judge()
+
+
+def system_python() -> str | None:
+    """Return a Python of this version that every user can run; None where there is none."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for candidate in (os.path.realpath(sys.executable), f"/usr/bin/python{version}"):
+        if Path(candidate).exists() and not candidate.startswith(str(Path("~root").expanduser())):
+            return candidate
+    return None
+
+
+__all__ = ["COMPUTE_ID", "MakeNode", "Node", "as_account", "make_node", "setting", "spec", "system_python"]
