@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from compute_node.cli import keys
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 
-from fix_node import COMPUTE_ID, ROOT, MakeNode, as_account, setting, spec, system_python
+from fix_node import COMPUTE_ID, ROOT, MakeNode, Node, as_account, setting, spec, system_python
 from fix_postgres import absent, listens, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -375,11 +376,10 @@ def test_a_configuration_is_refused_while_the_node_is_starting(
 # --- Bad input ---------------------------------------------------------------------------------------------
 
 
-def said_at_the_end(node: Any, code: int = 1) -> str:
+def said_at_the_end(node: Node, code: int = 1) -> str:
     node.start()
     assert node.wait() == code
-    log: str = node.log
-    return log
+    return node.log
 
 
 @pytest.mark.parametrize(
@@ -477,6 +477,10 @@ def test_a_token_for_another_node_and_none_at_all_are_refused(
     admin = keys.make_token(node.key, compute_id=None, valid_s=60)
     assert node.call("GET", "/status", token=admin).status == 200
     assert node.call("GET", "/metrics", token=None).status == 200
+
+
+def serves(node: Node) -> bool:
+    return listens(node.external_port) and listens(node.internal_port)
 
 
 def test_without_keys_the_api_is_closed_and_with_dev_open_on_loopback(
