@@ -27,8 +27,8 @@ DISTRIBUTION_PATTERNS: Final = (
 CACHE_FOLDER: Final = "/var/cache/compute-node"
 VERSION_TIMEOUT_S: Final = 20.0
 
-_PG_CONFIG_ANSWER: Final = re.compile(r"PostgreSQL (\d+)(.+)")
-_POSTGRES_ANSWER: Final = re.compile(r"postgres \(PostgreSQL\) (\d+)(.+)")
+_PG_CONFIG_ANSWER: Final = re.compile(r"PostgreSQL (\d++)(.+)")
+_POSTGRES_ANSWER: Final = re.compile(r"postgres \(PostgreSQL\) (\d++)(.+)")
 _SUPPORTED: Final = f"{SUPPORTED_MAJORS.start} to {SUPPORTED_MAJORS.stop - 1}"
 
 
@@ -229,7 +229,7 @@ def _candidates() -> Iterator[str]:
 
 def _major_in_path(path: str) -> int:
     numbers = re.findall(r"\d+", path)
-    return int(numbers[0]) if numbers else 0
+    return int(numbers[-1]) if numbers else 0
 
 
 def _copy_folders() -> tuple[str, str]:

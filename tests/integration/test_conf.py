@@ -159,10 +159,13 @@ def test_our_reader_reads_whatever_postgres_reads(binaries: Binaries, cluster: M
         ]
     )
 
+    anything = st.lists(token, max_size=8).map("".join)
+    quoted = anything.map(lambda text: f"x.y = '{text}'")
+
     with psycopg.connect(autocommit=True, **keywords) as connection:
 
         @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
-        @given(st.lists(token, max_size=8).map("".join))
+        @given(anything | quoted)
         def agrees(line: str) -> None:
             path.write_text(f"{line}\n", newline="\n")
             rows = connection.execute(
