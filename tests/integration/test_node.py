@@ -490,9 +490,7 @@ def test_without_keys_the_api_is_closed_and_with_dev_open_on_loopback(
     for node in (closed, opened):
         node.config.write_text('{"compute_ctl_config": {"jwks": {"keys": []}}}')
         node.start()
-        wait_until(
-            lambda node=node: listens(node.external_port) and listens(node.internal_port), "it listens", 30
-        )
+        wait_until(partial(serves, node), "it listens", 30)
     assert closed.call("GET", "/status").status == 401
     assert opened.call("GET", "/status", token=None).body["status"] == "empty"
     assert "open" in opened.log
