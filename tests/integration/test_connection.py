@@ -88,7 +88,8 @@ def test_quiet_statements_leave_no_trace_in_the_log(binaries: Binaries, cluster:
     )
     with pytest.raises(psycopg.errors.UndefinedColumn):
         fetch(made.target, b"SELECT 'canary-4711', no_such_column", *QUIET_OPTIONS)
-    assert fetch(made.target, b"SELECT 'canary-4711', query FROM pg_stat_activity", *QUIET_OPTIONS)
+    seen = b"SELECT 'canary-4711', state, query FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+    assert fetch(made.target, seen, *QUIET_OPTIONS) == [("canary-4711", "disabled", "")]
     with pytest.raises(psycopg.errors.UndefinedColumn):
         fetch(made.target, b"SELECT 'heard-4711', no_such_column")
     made.stop()
@@ -129,6 +130,14 @@ def test_the_error_comes_from_the_address_that_answers(binaries15: Binaries, clu
     with pytest.raises(psycopg.OperationalError, match="nobody_here") as caught:
         fetch(target, b"SELECT 1")
     assert "canary-4711" not in str(caught.value)
+
+
+def test_the_error_of_the_only_address_that_answers_hides_behind_no_other(
+    binaries15: Binaries, cluster: MakeCluster
+) -> None:
+    made = cluster(binaries15, conf="listen_addresses = '::1'")
+    with pytest.raises(psycopg.OperationalError, match="nobody_here"):
+        fetch(Target("localhost", made.port, "nobody_here", "postgres"), b"SELECT 1")
 
 
 @pytest.mark.slow
