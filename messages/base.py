@@ -17,6 +17,10 @@ class Request(Message, Generic[R], frozen=True):
     """A message whose sender waits for an `R`."""
 
 
+class Summarised(msgspec.Struct, frozen=True):
+    """A value too long and too private for logs and journal: there it shows as its `repr`."""
+
+
 class AskError(Exception):
     """A request got no answer; the message says which and why."""
 
@@ -43,7 +47,19 @@ def decode(kind: Any, data: bytes) -> Any:  # noqa: ANN401 - msgspec decodes any
 
 
 def redacted(message: object) -> bytes:
-    """Write a message as JSON with every secret masked; what journals and logs show."""
+    """Write a message as JSON with every secret masked and every Summarised field as its summary.
+
+    What journals and logs show.
+    """
+    if isinstance(message, Summarised):
+        message = repr(message)
+    elif isinstance(message, msgspec.Struct):
+        fields = {name: getattr(message, name) for name in message.__struct_fields__}
+        short = {name: repr(value) for name, value in fields.items() if isinstance(value, Summarised)}
+        if short:
+            kept = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+            config = message.__struct_config__
+            message = {**({config.tag_field: config.tag} if config.tag_field else {}), **kept, **short}
     return msgspec.json.encode(message, enc_hook=_mask)
 
 

@@ -1,6 +1,6 @@
 """A value that must never be printed."""
 
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 from typing_extensions import override
 
@@ -11,7 +11,7 @@ MASK: Final = "•••"
 class Secret:
     """A text that shows as a mask everywhere but through `reveal`.
 
-    Compares and hashes by its content, so that specs that hold one can be compared.
+    Compares and hashes by its content, so that specs that hold one can be compared. Cannot be pickled.
     """
 
     __slots__ = ("_text",)
@@ -30,6 +30,21 @@ class Secret:
     @override
     def __str__(self) -> str:
         return MASK
+
+    @override
+    def __format__(self, format_spec: str) -> str:
+        return format(MASK, format_spec)
+
+    @override
+    def __reduce__(self) -> NoReturn:
+        msg = "a Secret is not written anywhere"
+        raise TypeError(msg)
+
+    def __copy__(self) -> "Secret":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "Secret":
+        return self
 
     @override
     def __eq__(self, other: object) -> bool:

@@ -4,6 +4,7 @@ from enum import Enum
 from typing import Final
 
 import msgspec
+from typing_extensions import override
 
 from .spec import ComputeCtlConfig
 
@@ -44,6 +45,10 @@ class NodeSettings(msgspec.Struct, frozen=True):
     start_timeout_s: float = 60.0
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     build_tag: str = "latest"
+
+    @override
+    def __repr__(self) -> str:
+        return f"NodeSettings(compute_id={self.compute_id!r}, pgdata={self.pgdata!r}, source={self.source.value})"
 
     @property
     def open_api(self) -> bool:

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from typing_extensions import override
 
-from .base import decode_hook
-from .secret import Secret
+from .base import Summarised, decode_hook
+from .secret import MASK, Secret
 
 MAX_NAME_BYTES: Final = 63
 """NAMEDATALEN - 1: Postgres cuts longer names off in silence, so they are refused here."""
@@ -24,6 +24,8 @@ U64 = Annotated[int, Meta(ge=0)]
 """Its upper bound is checked by ComputeSpec: msgspec takes no bound beyond 63 bits."""
 I64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _HEX_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
+_SECRET_SETTING: Final = re.compile("password|token|secret|conninfo|connstr", re.IGNORECASE)
+"""Settings whose values are, or hold, a secret."""
 _U64_FIELDS: Final = (
     "swap_size_bytes",
     "disk_quota_bytes",
@@ -61,6 +63,11 @@ class GenericOption(msgspec.Struct, frozen=True):
     name: str
     vartype: str
     value: str | None = None
+
+    @override
+    def __repr__(self) -> str:
+        value = MASK if self.value is not None and _SECRET_SETTING.search(self.name) else repr(self.value)
+        return f"GenericOption(name={self.name!r}, vartype={self.vartype!r}, value={value})"
 
 
 class Role(msgspec.Struct, frozen=True):
@@ -119,6 +126,10 @@ class Cluster(msgspec.Struct, frozen=True):
     def setting(self, name: str) -> str | None:
         """Return the value of the first setting of that name; None when absent or null."""
         return next((s.value for s in self.settings or () if s.name == name), None)
+
+    @override
+    def __repr__(self) -> str:
+        return f"Cluster(roles={self.roles!r}, databases={self.databases!r}, settings={self.settings!r})"
 
 
 class TlsConfig(msgspec.Struct, frozen=True):
@@ -197,7 +208,7 @@ class StaticMode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(msg)
 
 
-class ComputeSpec(msgspec.Struct, frozen=True):
+class ComputeSpec(Summarised, frozen=True):
     """The description of one compute node."""
 
     format_version: float

@@ -103,7 +103,7 @@ def edge(counter: Ref[Add | Clear | GetCount]) -> None:
     Add(1).amount = 2  # expect: misc
     assert_type(counter.ask(GetCount(), 1.0), int)
     assert_type(counter.request(GetCount()), Pending[int])
-    name: str = counter.ask(GetCount(), 1.0)  # expect: assignment
+    _name: str = counter.ask(GetCount(), 1.0)  # expect: assignment
     counter.ask(Add(1), 1.0)  # expect: arg-type
     counter.ask(GetCount())  # expect: call-arg
 
@@ -115,4 +115,4 @@ def spawning(threads: ThreadedRuntime, simulation: SimulatedRuntime) -> None:
     counter = threads.spawn("counter", Counter())
     narrower: Ref[Add] = counter
     narrower.tell(Clear())  # expect: arg-type
-    wider: Ref[Add | Foreign] = counter  # expect: assignment
+    _wider: Ref[Add | Foreign] = counter  # expect: assignment
