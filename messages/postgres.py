@@ -63,6 +63,8 @@ class PgdataKind(Enum):
     EMPTY = "empty"
     OURS_COMPLETE = "ours_complete"
     OURS_INCOMPLETE = "ours_incomplete"
+    FOREIGN = "foreign"
+    """Given up by --set-aside-pgdata: it is renamed when the new one is complete."""
 
 
 class PgdataInspected(Message, frozen=True):

@@ -1,1 +1,35 @@
-"""Where a PGDATA comes from."""
+"""Where a PGDATA comes from: one module for each source, chosen by `--source`."""
+
+from typing import Protocol
+
+from ....messages.settings import SourceName
+from ....messages.spec import ComputeSpec
+from ...kit.jobs import Cancellation
+
+
+class SourceError(Exception):
+    """A source could not deliver; the message says why and what to do."""
+
+
+class Source(Protocol):
+    """Builds a data directory."""
+
+    name: SourceName
+
+    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation) -> None:
+        """Make a complete, synced data directory at `target`, which does not exist yet.
+
+        What is half-made is removed by the caller. Raises SourceError and CancelledError, and leaves no child.
+        """
+        ...
+
+
+NOT_BUILT_YET = frozenset({SourceName.PAGESERVER, SourceName.UPSTREAM})
+
+
+def comes_later(name: SourceName) -> str:
+    """Say that a source is not there yet, and what is."""
+    return (
+        f"the source `{name.value}` is not built into this version yet; it comes later. "
+        f"Give --source {SourceName.INITDB.value} for a new, local cluster without Neon's storage"
+    )

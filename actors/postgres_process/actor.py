@@ -1,0 +1,206 @@
+"""The PostgresProcess: carries out what state.py decides, through the port."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Final, TypeAlias
+
+from typing_extensions import override
+
+from ...messages.base import Message
+from ...messages.lifecycle import EXIT_FAILED
+from ...messages.postgres import (
+    CheckConfiguration,
+    InspectPgdata,
+    InstallConfiguration,
+    PreparePgdata,
+    StartPostgres,
+    StopPostgres,
+)
+from ...messages.settings import NodeSettings
+from ...messages.spec import ComputeSpec
+from ..kit.actor import Actor, Ref
+from ..kit.jobs import Cancellation, CancelledError, Job, OnFailure, describe
+from ..kit.jobs import Work as Run
+from .port import PgdataRefusedError, Port, PostgresError
+from .private import (
+    BecameReady,
+    BudgetSpent,
+    Checked,
+    CheckRefused,
+    Done,
+    Ended,
+    Inspected,
+    InspectionRefused,
+    InstallationFailed,
+    Installed,
+    Launched,
+    LaunchFailed,
+    NotReady,
+    PreparationFailed,
+    Prepared,
+    RungDue,
+)
+from .state import Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Tell, decide
+from .work import Work
+
+PostgresMessage: TypeAlias = (
+    BecameReady
+    | BudgetSpent
+    | CheckConfiguration
+    | CheckRefused
+    | Checked
+    | Done
+    | Ended
+    | InspectPgdata
+    | Inspected
+    | InspectionRefused
+    | InstallConfiguration
+    | InstallationFailed
+    | Installed
+    | LaunchFailed
+    | Launched
+    | NotReady
+    | PreparationFailed
+    | PreparePgdata
+    | Prepared
+    | RungDue
+    | StartPostgres
+    | StopPostgres
+)
+
+CANCELLED: Final = "it was broken off"
+
+log = logging.getLogger("compute_node.postgres_process")
+
+
+class PostgresProcess(Actor[PostgresMessage]):
+    """Owns PGDATA and the postmaster. `supervisor` hears the facts of messages/postgres.py and conditions."""
+
+    max_jobs: ClassVar[int] = 8  # more than can ever be under way at once (see state.py)
+
+    def __init__(self, settings: NodeSettings, supervisor: Ref[Any], port: Port) -> None:
+        self._state = ProcessState(start_timeout_s=settings.start_timeout_s)
+        self._supervisor = supervisor
+        self._port = port
+        self._jobs: dict[Work, Job] = {}
+
+    @property
+    def state(self) -> ProcessState:
+        """What the actor knows; frozen."""
+        return self._state
+
+    @property
+    def phase(self) -> Phase:
+        """Where PGDATA and the postmaster are in their life."""
+        return self._state.phase
+
+    @override
+    def receive(self, message: PostgresMessage) -> None:
+        self._state, effects = decide(self._state, message, self.clock.now())
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Tell(message):
+                self._supervisor.tell(message)
+            case Begin():
+                run, failed = self._run(effect), _FAILED.get(effect.work)
+                self._jobs[effect.work] = self.start_job(effect.work.value, run, failed=failed)
+            case Cancel(work):
+                self._jobs[work].cancel()
+            case Send(rung):
+                self._port.signal(rung)
+            case Remind(after_s, message):
+                self.timers.after(after_s, message)
+            case Log(level, text):
+                log.log(level, "%s", text)
+
+    def _run(self, begin: Begin) -> Run:
+        port = self._port
+        table: dict[Work, Run] = {
+            Work.INSPECT: lambda cancellation: Inspected(port.inspect(cancellation)),
+            Work.CHECK: lambda cancellation: Checked(port.check(_spec(begin), cancellation)),
+            Work.PREPARE: lambda cancellation: Prepared(port.prepare(_spec(begin), cancellation)),
+            Work.LOGS: _ended(Work.LOGS, port.pump_logs),
+            Work.LAUNCH: partial(_launch, port, begin),
+            Work.AWAIT_READY: partial(_await_ready, port, begin.limit_s),
+            Work.AWAIT_EXIT: lambda cancellation: Ended(port.await_exit(cancellation)),
+            Work.INSTALL: lambda cancellation: Installed(port.install(_spec(begin), cancellation)),
+            Work.KILL: _ended(Work.KILL, port.kill),
+            Work.TIDY: _ended(Work.TIDY, port.tidy),
+            Work.CORES: _ended(Work.CORES, port.report_cores),
+        }
+        return table[begin.work]
+
+
+def _spec(begin: Begin) -> ComputeSpec:
+    if begin.spec is None:
+        msg = f"'{begin.work.value}' needs a spec"
+        raise ValueError(msg)
+    return begin.spec
+
+
+def _launch(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
+    launch = port.launch(_spec(begin), cancellation)
+    return Launched(launch.pid, launch.recovering)
+
+
+def _await_ready(port: Port, limit_s: float | None, cancellation: Cancellation) -> Message:
+    return BecameReady() if port.await_ready(limit_s, cancellation) else NotReady(None)
+
+
+def _ended(work: Work, effect: Callable[[Cancellation], None]) -> Run:
+    def run(cancellation: Cancellation) -> Message:
+        effect(cancellation)
+        return Done(work)
+
+    return run
+
+
+def _text(error: Exception) -> str:
+    """Say what went wrong: our own errors speak for themselves, others are named."""
+    if isinstance(error, CancelledError):
+        return CANCELLED
+    return str(error) if isinstance(error, PostgresError) else describe(error)
+
+
+def _not_inspected(error: Exception) -> Message:
+    exit_code = error.exit_code if isinstance(error, PgdataRefusedError) else EXIT_FAILED
+    return InspectionRefused(_text(error), exit_code)
+
+
+def _not_ready(error: Exception) -> Message:
+    return NotReady(None if isinstance(error, CancelledError) else _text(error))
+
+
+def _not_done(work: Work) -> OnFailure:
+    def failed(error: Exception) -> Message:
+        if not isinstance(error, CancelledError):
+            log.error("could not %s: %s", work.value, _text(error))
+        return Done(work)
+
+    return failed
+
+
+def _pump_over(error: Exception) -> Message:
+    """Being broken off before it began is the one failure that is none."""
+    if isinstance(error, CancelledError):
+        return Done(Work.LOGS)
+    raise error
+
+
+_FAILED: Final[dict[Work, OnFailure]] = {
+    Work.INSPECT: _not_inspected,
+    Work.CHECK: lambda error: CheckRefused(_text(error)),
+    Work.PREPARE: lambda error: PreparationFailed(_text(error)),
+    Work.LAUNCH: lambda error: LaunchFailed(_text(error)),
+    Work.AWAIT_READY: _not_ready,
+    Work.INSTALL: lambda error: InstallationFailed(_text(error)),
+    Work.LOGS: _pump_over,
+    Work.KILL: _not_done(Work.KILL),
+    Work.TIDY: _not_done(Work.TIDY),
+    Work.CORES: _not_done(Work.CORES),
+}
+"""How a failure of each work is told; the actor dies when LOGS or AWAIT_EXIT fail."""

@@ -1,0 +1,415 @@
+"""Would Postgres take this configuration? Everything that can be said before anything is changed.
+
+Pure but for the look at files that settings name: `not_built`, `storage_problem`, `problems`, `explain`.
+"""
+
+import re
+import stat
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ...messages.spec import Audit, ComputeSpec, Mode
+from ...postgres.accounts import Account
+from ...postgres.conf import ConfText, socket_folder_problem
+from ...postgres.conf_reader import Entry, effective, read, split_libraries
+
+AUTO_CONF: Final = "postgresql.auto.conf"
+LOOPBACK: Final = frozenset({"*", "localhost", "0.0.0.0", "127.0.0.1", "::", "::1"})  # noqa: S104 - text compared
+
+# --- Spec fields whose feature is not there -------------------------------------------------------------
+
+
+class NotBuilt(msgspec.Struct, frozen=True):
+    """A field of the spec that this version cannot act on, and why it is refused or only warned about."""
+
+    field: str
+    given: Callable[[ComputeSpec], bool]
+    refuse: bool
+    why: str
+
+
+NOT_BUILT: Final = (
+    NotBuilt(
+        "audit_log_level",
+        lambda spec: spec.audit_log_level is not Audit.DISABLED,
+        refuse=True,
+        why="its extensions are not created and its records are not shipped: audit would be lost in silence",
+    ),
+    NotBuilt(
+        "local_proxy_config",
+        lambda spec: spec.local_proxy_config is not None,
+        refuse=True,
+        why="local_proxy would go on with its old keys: access that was taken away would stay",
+    ),
+    NotBuilt(
+        "drop_subscriptions_before_start",
+        lambda spec: spec.drop_subscriptions_before_start,
+        refuse=True,
+        why="the subscriptions would go on and take changes away from the branch they were copied from",
+    ),
+    NotBuilt(
+        "features: tls_experimental",
+        lambda spec: "tls_experimental" in spec.features,
+        refuse=False,
+        why="Postgres gets no certificate from compute_ctl_config.tls and serves without TLS",
+    ),
+    NotBuilt(
+        "remote_extensions",
+        lambda spec: spec.remote_extensions is not None,
+        refuse=False,
+        why="no extension is downloaded; one that is missing is an error where it is used",
+    ),
+    NotBuilt(
+        "pgbouncer_settings",
+        lambda spec: bool(spec.pgbouncer_settings),
+        refuse=False,
+        why="pgbouncer keeps its own settings",
+    ),
+    NotBuilt(
+        "swap_size_bytes",
+        lambda spec: spec.swap_size_bytes is not None,
+        refuse=False,
+        why="swap stays as it is",
+    ),
+    NotBuilt(
+        "disk_quota_bytes",
+        lambda spec: spec.disk_quota_bytes is not None,
+        refuse=False,
+        why="no quota is set; the disk may fill up",
+    ),
+    NotBuilt(
+        "logs_export_host",
+        lambda spec: spec.logs_export_host is not None,
+        refuse=False,
+        why="Postgres writes to syslog too, and nothing sends it on; the log here is complete",
+    ),
+    NotBuilt("autoprewarm", lambda spec: spec.autoprewarm, refuse=False, why="caches start cold"),
+    NotBuilt(
+        "offload_lfc_interval_seconds",
+        lambda spec: spec.offload_lfc_interval_seconds is not None,
+        refuse=False,
+        why="the state of the cache is not saved",
+    ),
+    NotBuilt(
+        "endpoint_storage_addr",
+        lambda spec: spec.endpoint_storage_addr is not None,
+        refuse=False,
+        why="nothing is stored there",
+    ),
+)
+"""Refused where ignoring it could lose data, access control or audit; else a warning by name."""
+
+_STORAGE_FIELDS: Final = ("pageserver_connstring", "safekeeper_connstrings")
+
+
+def not_built(spec: ComputeSpec) -> tuple[str | None, tuple[str, ...]]:
+    """Return why the spec must be refused (or None), and warnings about what has no effect."""
+    given = [entry for entry in NOT_BUILT if entry.given(spec)]
+    refused = [f"`{entry.field}` ({entry.why})" for entry in given if entry.refuse]
+    error = None
+    if refused:
+        error = f"the spec asks for what this version cannot do yet: {'; '.join(refused)}; leave it out"
+    return error, tuple(
+        f"the spec's `{entry.field}` has no effect in this version: {entry.why}"
+        for entry in given
+        if not entry.refuse
+    )
+
+
+def local_problem(spec: ComputeSpec) -> str | None:
+    """Say why a new, local cluster cannot be what the spec asks for (source `initdb`)."""
+    if spec.compute_mode is Mode.PRIMARY:
+        return None
+    return (
+        f"the mode {spec.compute_mode.value!r} needs data to read, and the source `initdb` makes an empty cluster: "
+        'give "mode": "Primary", or another --source'
+    )
+
+
+def unused_storage(spec: ComputeSpec) -> tuple[str, ...]:
+    """Warn that data will not go where the spec says."""
+    given = [field for field in _STORAGE_FIELDS if getattr(spec, field)]
+    if not given:
+        return ()
+    names = ", ".join(f"`{field}`" for field in given)
+    return (f"{names} of the spec is not used: with the source `initdb` the data lives in PGDATA alone",)
+
+
+def storage_problem(spec: ComputeSpec) -> str | None:
+    """Validate what the source `pageserver` needs (`startup-and-spec` 2.9); the first problem, or None."""
+    primary = spec.compute_mode is Mode.PRIMARY
+    if spec.pageserver_connstring is None and spec.cluster.setting("neon.pageserver_connstring") is None:
+        return "pageserver connstr should be provided"
+    safekeepers = spec.safekeeper_connstrings
+    if not safekeepers and primary:
+        listed = spec.cluster.setting("neon.safekeepers")
+        if listed is None:
+            return "safekeeper connstrings should be provided"
+        safekeepers = tuple(listed.split(",")) if listed else ()
+    for field, what in (("tenant_id", "tenant id"), ("timeline_id", "timeline id")):
+        value = getattr(spec, field) or spec.cluster.setting(f"neon.{field}")
+        if value is None:
+            return f"{what} should be provided"
+        if re.fullmatch(r"[0-9a-fA-F]{32}", value) is None:
+            return f"invalid {what}"
+    return _safekeeper_problem(safekeepers) if primary else None
+
+
+def _safekeeper_problem(safekeepers: tuple[str, ...]) -> str | None:
+    if not safekeepers:
+        return "safekeeper_connstrings is empty"
+    ordered = sorted(safekeepers)
+    for one, next_one in pairwise(ordered):
+        if one == next_one:
+            return f"duplicate entry in safekeeper_connstrings: {one}!"
+    return None
+
+
+# --- What `postgres -C` does not see --------------------------------------------------------------------
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What the settings are checked against."""
+
+    host: str
+    """Of `-C`: where this node itself connects to."""
+    port: int
+    major: int
+    pgdata: str
+    socket_folder: str
+    account: Account | None
+    library_folder: str | None
+    """Where libraries are (pg_config --pkglibdir); None when unknown."""
+    auto_conf: str = ""
+    """What ALTER SYSTEM has left in a PGDATA that is kept."""
+
+
+class Settings:
+    """The settings that will be in force, with where each comes from."""
+
+    def __init__(self, conf: ConfText, auto_conf: str) -> None:
+        self._conf = conf
+        self._entries = read(conf.text)
+        self._auto = read(auto_conf)
+
+    def value(self, name: str, default: str = "") -> str:
+        """Return the value that counts; `default` when nobody sets it."""
+        found = effective(self._entries + self._auto, name)
+        return default if found is None else found
+
+    def own(self, name: str) -> str | None:
+        """Return the value that the configuration file gives, ALTER SYSTEM apart."""
+        return effective(self._entries, name)
+
+    def is_on(self, name: str, *, default: bool = False) -> bool:
+        """Tell whether a switch is on; Postgres has seen to it that the text is one."""
+        text = self.value(name).lower()
+        if not text:
+            return default
+        return text == "1" or "on".startswith(text) or "true".startswith(text) or "yes".startswith(text)
+
+    def number(self, name: str, default: int) -> int | None:
+        """Return a plain number; None for one with a unit."""
+        text = self.value(name, str(default))
+        return int(text) if text.isascii() and text.isdecimal() else None
+
+    def where(self, name: str) -> str:
+        """Say where the value that counts comes from."""
+        for entries, describe in ((self._auto, self._in_auto), (self._entries, self._in_conf)):
+            for entry in reversed(entries):
+                if entry.name.lower() == name:
+                    return describe(entry)
+        return f"`{name}`, which nobody sets"
+
+    def overridden(self) -> tuple[str, ...]:
+        """Warn about settings of the spec that ALTER SYSTEM has replaced."""
+        warnings = []
+        for name in sorted({entry.name.lower() for entry in self._auto}):
+            ours, theirs = self.own(name), effective(self._auto, name)
+            if ours is not None and ours != theirs:
+                warnings.append(
+                    f"ALTER SYSTEM has set `{name}` to {theirs!r}, which overrides {ours!r} of the spec: "
+                    f"ALTER SYSTEM RESET {name} gives it back"
+                )
+        return tuple(warnings)
+
+    def _in_conf(self, entry: Entry) -> str:
+        return self._conf.origin(entry.line)
+
+    def _in_auto(self, entry: Entry) -> str:
+        return f"setting `{entry.name}`, line {entry.line} of {AUTO_CONF} (ALTER SYSTEM wrote it: edit that file)"
+
+
+def problems(conf: ConfText, around: Surroundings) -> tuple[str, ...]:
+    """Return what would keep Postgres from starting, or us from reaching it, though `postgres -C` is content."""
+    settings = Settings(conf, around.auto_conf)
+    checks = (
+        _address_problems,
+        _library_problems,
+        _tls_problems,
+        _connection_problems,
+        _wal_problems,
+        _file_problems,
+    )
+    return tuple(problem for check in checks for problem in check(settings, around))
+
+
+def overridden(conf: ConfText, around: Surroundings) -> tuple[str, ...]:
+    """Return warnings about what ALTER SYSTEM has changed."""
+    return Settings(conf, around.auto_conf).overridden()
+
+
+def _address_problems(settings: Settings, around: Surroundings) -> list[str]:
+    found = []
+    if settings.own("data_directory") is not None:
+        found.append(f"{settings.where('data_directory')}: the data directory is given by -D alone")
+    port = settings.own("port")
+    if port is not None and port != str(around.port):
+        found.append(
+            f"{settings.where('port')}: Postgres would listen on {port}, and this node looks for it on "
+            f"{around.port} (-C): make both the same"
+        )
+    addresses = {a.strip().strip('"') for a in settings.value("listen_addresses", "localhost").split(",")}
+    if around.host in LOOPBACK and not addresses & LOOPBACK:
+        found.append(
+            f"{settings.where('listen_addresses')}: this node itself connects to {around.host} (-C), which is not "
+            "among them: add localhost"
+        )
+    folders = [
+        f.strip().strip('"') for f in settings.value("unix_socket_directories").split(",") if f.strip()
+    ]
+    for folder in folders:
+        if (problem := socket_folder_problem(folder, around.port)) is not None:
+            found.append(f"{settings.where('unix_socket_directories')}: {problem}")
+        elif folder != around.socket_folder and not folder.startswith("@") and not Path(folder).is_dir():
+            found.append(f"{settings.where('unix_socket_directories')}: the folder {folder} does not exist")
+    return found
+
+
+def _library_problems(settings: Settings, around: Surroundings) -> list[str]:
+    if around.library_folder is None:
+        return []
+    found = []
+    for name in ("shared_preload_libraries", "session_preload_libraries", "local_preload_libraries"):
+        try:
+            libraries = split_libraries(settings.value(name))
+        except ValueError as error:
+            found.append(f"{settings.where(name)}: this is not a list of libraries: {error}")
+            continue
+        missing = [
+            library
+            for library in libraries
+            if not _has_library(library, name, settings, around.library_folder)
+        ]
+        if missing:
+            found.append(
+                f"{settings.where(name)}: there is no library {', '.join(map(repr, missing))} in "
+                f"{around.library_folder}: install its package, or leave it out"
+            )
+    return found
+
+
+def _has_library(library: str, name: str, settings: Settings, folder: str) -> bool:
+    if name == "local_preload_libraries" and "/" not in library:
+        library = f"$libdir/plugins/{library}"
+    if "/" in library:
+        candidates = [library]
+    else:
+        path = settings.value("dynamic_library_path", "$libdir")
+        candidates = [f"{part.strip()}/{library}" for part in path.split(":") if part.strip()]
+    files = [candidate.replace("$libdir", folder, 1) for candidate in candidates]
+    return any(Path(file + suffix).is_file() for file in files for suffix in ("", ".so"))
+
+
+def _tls_problems(settings: Settings, around: Surroundings) -> list[str]:
+    if not settings.is_on("ssl"):
+        return []
+    found = []
+    for name, default in (
+        ("ssl_cert_file", "server.crt"),
+        ("ssl_key_file", "server.key"),
+        ("ssl_ca_file", ""),
+        ("ssl_crl_file", ""),
+    ):
+        value = settings.value(name, default)
+        if not value:
+            continue
+        path = Path(around.pgdata, value)
+        if not path.is_file():
+            found.append(f"`{name}`: `ssl` is on and there is no file {path}")
+        elif name == "ssl_key_file" and (problem := _key_problem(path, around.account)) is not None:
+            found.append(f"`{name}`: {problem}")
+    return found
+
+
+def _key_problem(path: Path, account: Account | None) -> str | None:
+    """Judge owner and mode of a private key as Postgres does at its start."""
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    too_open = mode & (0o027 if status.st_uid == 0 else 0o077)
+    if account is not None and status.st_uid not in {0, account.uid}:
+        return f"{path} must belong to {account.name} or root: chown {account.name} {path}"
+    if too_open:
+        return f"{path} is open to others (mode {mode:04o}), which Postgres refuses: chmod 0600 {path}"
+    return None
+
+
+def _connection_problems(settings: Settings, around: Surroundings) -> list[str]:
+    limit = settings.number("max_connections", 100)
+    reserved = settings.number("superuser_reserved_connections", 3)
+    also_reserved = settings.number("reserved_connections", 0) if around.major >= 16 else 0  # noqa: PLR2004 - its first major
+    if limit is None or reserved is None or also_reserved is None or reserved + also_reserved < limit:
+        return []
+    text = (
+        f"{settings.where('max_connections')}: max_connections ({limit}) must be more than the reserved ones "
+        f"(superuser_reserved_connections {reserved}, reserved_connections {also_reserved})"
+    )
+    return [text]
+
+
+def _wal_problems(settings: Settings, around: Surroundings) -> list[str]:
+    if settings.value("wal_level", "replica").lower() != "minimal":
+        return []
+    found = []
+    where = settings.where("wal_level")
+    if settings.number("max_wal_senders", 10) != 0:
+        found.append(f"{where}: wal_level = minimal needs max_wal_senders = 0 (its default is 10)")
+    if settings.value("archive_mode", "off").lower() == "always" or settings.is_on("archive_mode"):
+        found.append(f"{where}: wal_level = minimal does not go with archive_mode = on")
+    if around.major >= 17 and settings.is_on("summarize_wal"):  # noqa: PLR2004 - its first major
+        found.append(f"{where}: wal_level = minimal does not go with summarize_wal = on")
+    return found
+
+
+def _file_problems(settings: Settings, around: Surroundings) -> list[str]:
+    found = []
+    for name in ("hba_file", "ident_file"):
+        value = settings.value(name)
+        if value and not Path(around.pgdata, value).is_file():
+            found.append(f"{settings.where(name)}: there is no file {Path(around.pgdata, value)}")
+    return found
+
+
+# --- What `postgres -C` says -----------------------------------------------------------------------------
+
+_SAID: Final = re.compile(r"\b(?:LOG|WARNING|ERROR|FATAL|PANIC): {1,2}(.*)")
+_MAX_SAID: Final = 8
+
+
+def explain(output: str, conf: ConfText, folder: str, pgdata: str) -> str:
+    """Put what `postgres -C` said about the files in `folder` into the words of whoever wrote the spec."""
+    conf_path, auto_path = f"{folder}/postgresql.conf", f"{folder}/{AUTO_CONF}"
+    said = []
+    for line in output.splitlines():
+        found = _SAID.search(line)
+        if found is None or re.search(r"configuration file .* contains errors", found[1]):
+            continue
+        said.append(conf.explain(found[1], conf_path).replace(auto_path, f"{pgdata}/{AUTO_CONF}"))
+    if not said:
+        said = output.strip().splitlines()[-3:] or ["nothing"]
+    more = f" (and {len(said) - _MAX_SAID} more)" if len(said) > _MAX_SAID else ""
+    return f"Postgres refuses the configuration: {'; '.join(said[:_MAX_SAID])}{more}"

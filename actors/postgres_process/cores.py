@@ -1,0 +1,68 @@
+"""Core dumps of a run: found in PGDATA, shown as a backtrace in the log."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ...postgres.accounts import Account
+from ..kit.jobs import Cancellation
+from .children import run
+from .port import PostgresError
+
+TIMEOUT_S: Final = 20.0
+"""Of one backtrace."""
+MAX_CORES: Final = 5
+"""Of one run; a crash loop of backends leaves many of the same."""
+
+log = logging.getLogger("compute_node.postgres_process")
+
+
+def find(pgdata: str, since_s: float) -> tuple[str, ...]:
+    """Return the core files in the folder that were written since then (seconds since the epoch), oldest first."""
+    try:
+        entries = [
+            (entry.stat().st_mtime, str(entry))
+            for entry in Path(pgdata).iterdir()
+            if (entry.name == "core" or entry.name.startswith("core.")) and entry.is_file()
+        ]
+    except FileNotFoundError:
+        return ()
+    return tuple(path for written_s, path in sorted(entries) if written_s >= since_s)
+
+
+def debugger(postgres: str, core: str) -> list[str] | None:
+    """Return the command that prints a backtrace; None when no debugger is installed."""
+    if (gdb := shutil.which("gdb")) is not None:
+        return [gdb, "--batch", "-q", "-nx", "-ex", "bt", postgres, core]
+    if (lldb := shutil.which("lldb")) is not None:
+        return [lldb, "-c", core, "--batch", "-o", "bt all", "-o", "quit"]
+    return None
+
+
+def report(
+    paths: Sequence[str],
+    postgres: str,
+    *,
+    account: Account | None,
+    env: Mapping[str, str],
+    cancellation: Cancellation,
+) -> None:
+    """Log a backtrace of each, at warning level. Raises CancelledError."""
+    for path in paths[:MAX_CORES]:
+        command = debugger(postgres, path)
+        if command is None:
+            log.warning("core dump found: %s; no debugger (gdb, lldb) is installed to look at it", path)
+            continue
+        log.warning("core dump found: %s, collecting backtrace", path)
+        try:
+            result = run(
+                command, account=account, env=env, cwd="/", timeout_s=TIMEOUT_S, cancellation=cancellation
+            )
+        except PostgresError as error:
+            log.warning("error while checking for core dumps: %s", error)
+        else:
+            log.warning("core dump backtrace: %s", result.output.strip())
+    if len(paths) > MAX_CORES:
+        log.warning("%d more core dumps were found", len(paths) - MAX_CORES)

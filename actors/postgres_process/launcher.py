@@ -1,0 +1,188 @@
+"""Starting the postmaster: its environment, its process, and the wait for its end."""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ...messages.postgres import StopRung
+from ...messages.secret import Secret
+from ...postgres import pidfile
+from ...postgres.accounts import Account
+from ...postgres.binaries import Binaries
+from ..kit.jobs import Cancellation
+from . import orphans
+from .children import Wake, as_account
+from .port import PostgresError
+
+ALLOWED: Final = frozenset(
+    {
+        *("PATH", "LANG", "LANGUAGE", "TZ", "TZDIR", "TMPDIR"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_CONF"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "KRB5_CONFIG", "KRB5_KTNAME"),
+        *("ICU_DATA", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA"),
+    }
+)
+"""What Postgres and its extensions may see of our environment; SQL users can read all of it."""
+ALLOWED_PREFIX: Final = "LC_"
+STORAGE_TOKEN: Final = "NEON_AUTH_TOKEN"  # noqa: S105 - the name of a variable
+IGNORED_PROCESS: Final = "PG_GRANDPARENT_PID"
+"""Postgres takes a lock file that names this process for a leftover; it still checks the shared memory."""
+POSTMASTER_OOM_SCORE: Final = -900
+
+SIGNALS: Final = {
+    StopRung.FAST: signal.SIGINT,
+    StopRung.IMMEDIATE: signal.SIGQUIT,
+    StopRung.KILL: signal.SIGKILL,
+}
+
+log = logging.getLogger("compute_node.postgres_process")
+
+
+def environment(
+    ours: Mapping[str, str], *, storage_token: Secret | None = None, ignored_pid: int | None = None
+) -> dict[str, str]:
+    """Return what Postgres gets of our environment: an allow-list, and what it is told on purpose."""
+    env = {name: value for name, value in ours.items() if name in ALLOWED or name.startswith(ALLOWED_PREFIX)}
+    if storage_token is not None:
+        env[STORAGE_TOKEN] = storage_token.reveal()
+    if ignored_pid is not None:
+        env[IGNORED_PROCESS] = str(ignored_pid)
+    return env
+
+
+def stale_lock_holder(pgdata: str) -> int | None:
+    """Return the process that a leftover `postmaster.pid` names, if it lives and is no Postgres of this folder.
+
+    A number that was given to somebody else since; that process is never touched.
+    """
+    try:
+        pid = pidfile.parse(f"{Path(pgdata, 'postmaster.pid').read_text(errors='replace')}\n").pid
+    except OSError:
+        return None
+    if pid is None or pid in orphans.working_in((pgdata,)) or not orphans.is_alive(pid):
+        return None
+    return pid
+
+
+class Postmaster:
+    """A postmaster that we started: its process, and how it ended once it has."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", pgdata: str) -> None:
+        self._process = process
+        self._lock = threading.Lock()
+        self._descriptor: int | None = os.pidfd_open(process.pid)
+        self.pid: Final = process.pid
+        self.pgdata: Final = pgdata
+        self.exited = threading.Event()
+
+    def send(self, rung: StopRung) -> None:
+        """Send the signal of a rung; to its whole group for the last one. Nothing happens once it was waited for."""
+        if rung is StopRung.KILL:
+            with self._lock, contextlib.suppress(ProcessLookupError):
+                if self._descriptor is not None:
+                    os.killpg(self.pid, signal.SIGKILL)
+        else:
+            self._send(SIGNALS[rung])
+
+    def reload(self) -> None:
+        """Ask it to read its configuration again."""
+        self._send(signal.SIGHUP)
+
+    def _send(self, number: signal.Signals) -> None:
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self._descriptor is not None:
+                signal.pidfd_send_signal(self._descriptor, number)
+
+    def wait(self, cancellation: Cancellation) -> int:
+        """Wait for its end, as long as that takes; once, by one thread. Raises CancelledError."""
+        wake = Wake(cancellation)
+        poll = select.poll()
+        assert self._descriptor is not None  # noqa: S101 - it is closed here alone
+        poll.register(self._descriptor, select.POLLIN)
+        poll.register(wake.descriptor, select.POLLIN)
+        try:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+        finally:
+            wake.close()
+        if self._descriptor not in ready:
+            cancellation.check()
+        with self._lock:
+            code = self._process.wait()
+            os.close(self._descriptor)
+            self._descriptor = None
+        self.exited.set()
+        return code
+
+
+def launch(
+    binaries: Binaries,
+    pgdata: str,
+    *,
+    port: int | None,
+    account: Account | None,
+    storage_token: Secret | None,
+    output: int,
+    cancellation: Cancellation,
+) -> Postmaster:
+    """Start the postmaster, its output going to the descriptor `output`. Raises PostgresError, CancelledError.
+
+    The port, which must win over ALTER SYSTEM, is given on the command line.
+    """
+    env = (
+        environment(os.environ, storage_token=storage_token, ignored_pid=stale_lock_holder(pgdata))
+        | _oom_environment()
+    )
+    command = [binaries.postgres, "-D", pgdata]
+    if port is not None:
+        command += ["-p", str(port)]
+    cancellation.check()
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=pgdata,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            umask=0o077,
+            **as_account(account),
+        )
+    except OSError as error:
+        msg = f"{binaries.postgres} cannot be run: {error.strerror or error}"
+        raise PostgresError(msg) from error
+    _protect(process.pid)
+    return Postmaster(process, pgdata)
+
+
+def _oom_environment() -> dict[str, str]:
+    """Tell Postgres to give its backends the score that we have ourselves."""
+    try:
+        ours = Path("/proc/self/oom_score_adj").read_text(encoding="ascii").strip()
+    except OSError:
+        return {}
+    return {"PG_OOM_ADJUST_FILE": "/proc/self/oom_score_adj", "PG_OOM_ADJUST_VALUE": ours}
+
+
+def _protect(pid: int) -> None:
+    """Let the kernel, short of memory, choose a backend rather than the postmaster; where we may."""
+    try:
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(POSTMASTER_OOM_SCORE), encoding="ascii")
+    except OSError as error:
+        log.debug("the postmaster cannot be protected from the OOM killer: %s", error.strerror)
+
+
+def describe_code(code: int) -> str:
+    """Put what `Popen.returncode` says into words."""
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"killed by signal {-code}"

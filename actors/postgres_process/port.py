@@ -1,0 +1,107 @@
+"""Every effect of the PostgresProcess, as its jobs see it; server.py is the real one, tests have a fake."""
+
+from typing import Protocol
+
+import msgspec
+
+from ...messages.postgres import PgdataKind, StopRung
+from ...messages.spec import ComputeSpec
+from ..kit.jobs import Cancellation
+
+
+class PostgresError(Exception):
+    """Something could not be done; the message says what, why, and what to do."""
+
+
+class PgdataRefusedError(PostgresError):
+    """The folder must not be touched; the node is to end with `exit_code`."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """A postmaster that was started; `recovering` when the folder was not shut down in order."""
+
+    pid: int
+    recovering: bool
+
+
+class ProcessSink(Protocol):
+    """Who is told which postmaster lives, for the last resort; called on any thread, never blocks."""
+
+    def started(self, pid: int) -> None:
+        """Remember this child."""
+        ...
+
+    def ended(self) -> None:
+        """Forget it: it was waited for."""
+        ...
+
+
+class Port(Protocol):
+    """Called in jobs only, but for `signal`. Every method ends within a second of a cancellation.
+
+    Raises PostgresError (or OSError) with a text for people, and the kit's CancelledError.
+    """
+
+    def inspect(self, cancellation: Cancellation) -> PgdataKind:
+        """Lock the folder, end orphans of it, judge it. Raises PgdataRefusedError."""
+        ...
+
+    def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+        """Ask whether Postgres would take this configuration; returns warnings. Changes nothing."""
+        ...
+
+    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
+        """Build a complete folder beside its place, or find the one to keep (True).
+
+        After an error or a cancellation nothing is left of what was begun.
+        """
+        ...
+
+    def pump_logs(self, cancellation: Cancellation) -> None:
+        """Hand what Postgres writes to the log, from before `launch` until the end of its output."""
+        ...
+
+    def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
+        """Put the folder in its place, write its files, start the postmaster.
+
+        A cancellation counts only until the process exists.
+        """
+        ...
+
+    def await_ready(self, limit_s: float | None, cancellation: Cancellation) -> bool:
+        """Wait until Postgres accepts connections; False when its process ended before.
+
+        Raises PostgresError after `limit_s` seconds; None: no limit.
+        """
+        ...
+
+    def await_exit(self, cancellation: Cancellation) -> str:
+        """Wait for the postmaster, as long as it lives; returns how it ended and its last words."""
+        ...
+
+    def install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+        """Let the running Postgres take this configuration; returns the settings that await a restart.
+
+        Raises PostgresError with the configuration before in force again.
+        """
+        ...
+
+    def signal(self, rung: StopRung) -> None:
+        """Send the signal of this rung to the postmaster; never blocks."""
+        ...
+
+    def kill(self, cancellation: Cancellation) -> None:
+        """Kill the postmaster's group and every Postgres process that works in the folder."""
+        ...
+
+    def tidy(self, cancellation: Cancellation) -> None:
+        """End what is left of Postgres, and remove what was made for its run or half-made."""
+        ...
+
+    def report_cores(self, cancellation: Cancellation) -> None:
+        """Log the backtraces of core dumps of this run."""
+        ...

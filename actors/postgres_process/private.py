@@ -1,0 +1,122 @@
+"""What the PostgresProcess tells itself: outcomes of its jobs, and its reminders."""
+
+from typing import Final
+
+from ...messages.base import Message
+from ...messages.postgres import PgdataKind, StopRung
+from .work import Work
+
+
+class Inspected(Message, frozen=True):
+    """The folder is locked and may be used."""
+
+    kind: PgdataKind
+
+
+class InspectionRefused(Message, frozen=True):
+    """The folder must not be touched."""
+
+    error: str
+    exit_code: int
+
+
+class Checked(Message, frozen=True):
+    """Postgres would take the configuration."""
+
+    warnings: tuple[str, ...]
+
+
+class CheckRefused(Message, frozen=True):
+    """Postgres would not take the configuration, or it could not be asked."""
+
+    error: str
+
+
+class Prepared(Message, frozen=True):
+    """A complete PGDATA is there; `kept` when nothing had to be built."""
+
+    kept: bool
+
+
+class PreparationFailed(Message, frozen=True):
+    """Nothing was built, and nothing is left of the attempt."""
+
+    error: str
+
+
+class Launched(Message, frozen=True):
+    """The postmaster process exists; `recovering` when it was not shut down in order the last time."""
+
+    pid: int
+    recovering: bool
+
+
+class LaunchFailed(Message, frozen=True):
+    """There is no postmaster process."""
+
+    error: str
+
+
+class BecameReady(Message, frozen=True):
+    """The status line says `ready` and the child lives."""
+
+
+class NotReady(Message, frozen=True):
+    """The wait for readiness is over without it; `error` is None when the process itself will report."""
+
+    error: str | None
+
+
+class Ended(Message, frozen=True):
+    """The postmaster was waited for."""
+
+    description: str
+
+
+class Installed(Message, frozen=True):
+    """The running Postgres has taken the configuration."""
+
+    pending_restart: tuple[str, ...]
+
+
+class InstallationFailed(Message, frozen=True):
+    """The configuration before is in force again."""
+
+    error: str
+
+
+class Done(Message, frozen=True):
+    """A piece of work without an outcome has ended."""
+
+    work: Work
+
+
+class RungDue(Message, frozen=True):
+    """Time for the next rung of the stop with that number."""
+
+    number: int
+    rung: StopRung
+
+
+class BudgetSpent(Message, frozen=True):
+    """The budget of the stop with that number is used up: what is optional is broken off."""
+
+    number: int
+
+
+WORK_OF: Final[dict[type[Message], Work]] = {
+    Inspected: Work.INSPECT,
+    InspectionRefused: Work.INSPECT,
+    Checked: Work.CHECK,
+    CheckRefused: Work.CHECK,
+    Prepared: Work.PREPARE,
+    PreparationFailed: Work.PREPARE,
+    Launched: Work.LAUNCH,
+    LaunchFailed: Work.LAUNCH,
+    BecameReady: Work.AWAIT_READY,
+    NotReady: Work.AWAIT_READY,
+    Ended: Work.AWAIT_EXIT,
+    Installed: Work.INSTALL,
+    InstallationFailed: Work.INSTALL,
+}
+"""Which work an outcome ends; `Done` says it itself."""

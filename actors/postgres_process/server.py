@@ -1,0 +1,483 @@
+"""The real port: PGDATA on disk, Postgres as a process. One for each node; its methods run in jobs."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from time import time
+from typing import Final
+
+from typing_extensions import override
+
+from ...messages.lifecycle import EXIT_FAILED
+from ...messages.postgres import PgdataKind, StopRung
+from ...messages.settings import NodeSettings, SourceName
+from ...messages.spec import ComputeSpec
+from ...postgres.accounts import Account, first_closed_parent, missing_passwd_entry
+from ...postgres.binaries import Binaries
+from ...postgres.conf import OVERRIDE_FILE, ConfContext, ConfError, ConfText, Listening, render
+from ...postgres.connection import parse_connstr
+from ...postgres.hba import open_to_passwords
+from ..kit.jobs import Cancellation
+from . import checking, children, cores, folder, launcher, orphans, readiness, reload
+from .control import read_state
+from .launcher import Postmaster, environment
+from .lock import FolderLock
+from .logs import Pump
+from .pgdata import MARKER, TOKEN, Foreign, Place, Seal, SetAside, Usable, Wish, judge, recovery
+from .port import Launch, PgdataRefusedError, Port, PostgresError, ProcessSink
+from .run_folders import (
+    link_shared_memory,
+    make_private,
+    remove_private,
+    socket_folder,
+    temporary_folder,
+    unlink_shared_memory,
+)
+from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
+from .sources.initdb import InitdbSource
+
+CHECK_TIMEOUT_S: Final = 30.0
+PUMP_PATIENCE_S: Final = 5.0
+LAST_WORDS_S: Final = 0.3
+"""How long the log may take to arrive after the process has gone."""
+MAX_LAST_WORDS: Final = 400
+"""Characters of each of the last log messages that go into an error."""
+
+KILL: Final = ((launcher.SIGNALS[StopRung.KILL], 3.0),)
+SWEEP: Final = ((launcher.SIGNALS[StopRung.IMMEDIATE], 1.0), *KILL)
+"""How Postgres processes that outlived their postmaster are ended."""
+
+log = logging.getLogger("compute_node.postgres_process")
+
+
+class PostgresServer(Port):
+    """Owns the folder and the process. `account` runs Postgres when this process is root; `sink` hears of it."""
+
+    def __init__(
+        self, settings: NodeSettings, binaries: Binaries, account: Account | None, sink: ProcessSink
+    ) -> None:
+        self._settings = settings
+        self._binaries = binaries
+        self._account = account
+        self._sink = sink
+        self._target = parse_connstr(settings.connstr)
+        self._pgdata = os.path.abspath(settings.pgdata)  # noqa: PTH100 - links stay as they were given
+        self._wish = Wish(
+            compute_id=settings.compute_id,
+            path=self._pgdata,
+            major=binaries.major,
+            fresh=settings.fresh,
+            set_aside=settings.set_aside_pgdata,
+            claim=settings.claim_pgdata,
+        )
+        self._lock = FolderLock()
+        self._pump = Pump()
+        self._library_folder: str | None = None
+        # Written by one job at a time: inspect, prepare, launch, tidy follow each other.
+        self._paths = folder.Paths(self._pgdata, is_mount=False)
+        self._judgement: Usable | SetAside | None = None
+        self._keeps = False
+        self._built = False
+        self._postmaster: Postmaster | None = None
+        self._launched_wall_s = 0.0
+        self._socket_folder: str | None = None
+        self._shared_memory: str | None = None
+
+    @property
+    def pgdata(self) -> str:
+        """The absolute path of the data directory."""
+        return self._pgdata
+
+    def release(self) -> None:
+        """Give the lock on the folder back; for whoever makes more than one node in a process."""
+        self._lock.release()
+
+    # --- Inspecting
+
+    @override
+    def inspect(self, cancellation: Cancellation) -> PgdataKind:
+        try:
+            return self._inspect(cancellation)
+        except OSError as error:
+            msg = f"PGDATA cannot be looked at: {error.filename or self._pgdata}: {error.strerror or error}"
+            raise PgdataRefusedError(msg, EXIT_FAILED) from error
+        except PgdataRefusedError:
+            raise
+        except PostgresError as error:
+            raise PgdataRefusedError(str(error), EXIT_FAILED) from error
+
+    def _inspect(self, cancellation: Cancellation) -> PgdataKind:
+        self._require_parent()
+        self._paths = folder.Paths(self._pgdata, folder.is_mount(self._pgdata))
+        self._lock.take(self._paths, self._settings.compute_id, cancellation)
+        place = folder.look(self._paths)
+        judgement = self._judge(place)
+        if isinstance(judgement, SetAside):
+            log.warning("%s: it is renamed aside when the new one is complete", judgement.reason)
+            self._judgement = judgement
+            return PgdataKind.FOREIGN
+        if not judgement.claim:
+            orphans.end(
+                (self._pgdata, self._paths.built, self._paths.building, self._paths.old), cancellation
+            )
+            plan = recovery(place, self._wish)
+            if plan.move_forward or plan.move_back:
+                log.warning(
+                    "an earlier start was interrupted while it renamed %s: finishing that", self._pgdata
+                )
+            folder.recover(self._paths, plan)
+            judgement = self._judge(folder.look(self._paths))
+        elif orphans.working_in((self._pgdata,)):
+            self._refuse_live()
+        assert isinstance(judgement, Usable)  # noqa: S101 - what is ours does not become foreign
+        self._judgement = judgement
+        self._keeps = judgement.kind is PgdataKind.OURS_COMPLETE and not self._wish.fresh
+        return judgement.kind
+
+    def _judge(self, place: Place) -> Usable | SetAside:
+        judgement = judge(place, self._wish)
+        if isinstance(judgement, Foreign):
+            raise PgdataRefusedError(judgement.text, EXIT_FAILED)
+        if isinstance(judgement, SetAside) and orphans.working_in((self._pgdata,)):
+            self._refuse_live()
+        return judgement
+
+    def _refuse_live(self) -> None:
+        pids = ", ".join(map(str, orphans.working_in((self._pgdata,))))
+        msg = (
+            f"{self._pgdata} is in use by Postgres processes that this node did not start ({pids}): stop them"
+        )
+        raise PgdataRefusedError(msg, EXIT_FAILED)
+
+    def _require_parent(self) -> None:
+        parent = Path(self._pgdata).parent
+        problem = None
+        if (closed := first_closed_parent(self._pgdata, self._account)) is not None:
+            who = (
+                "this user" if self._account is None else f"the user {self._account.name}, who runs Postgres,"
+            )
+            problem = f"{who} cannot enter {closed}: chmod o+x {closed}, or give another folder by -D"
+        elif not parent.is_dir():
+            what = "is not a folder" if parent.exists() else "does not exist"
+            problem = f"its parent {parent} {what}: make it first (mkdir -p {parent})"
+        elif not Path(self._pgdata).exists() and not os.access(parent, os.W_OK | os.X_OK):
+            problem = f"this user may not write to its parent {parent}: open it, or give another folder by -D"
+        if problem is not None:
+            msg = f"PGDATA {self._pgdata} cannot be used: {problem}"
+            raise PgdataRefusedError(msg, EXIT_FAILED)
+
+    # --- Checking
+
+    @override
+    def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+        refused, warnings = checking.not_built(spec)
+        if refused is not None:
+            raise PostgresError(refused)
+        if self._settings.source is not SourceName.INITDB:
+            problem = (
+                checking.storage_problem(spec) if self._settings.source is SourceName.PAGESERVER else None
+            )
+            raise PostgresError(problem or comes_later(self._settings.source))
+        if (problem := checking.local_problem(spec)) is not None:
+            raise PostgresError(problem)
+        conf = self._render(spec, cancellation)
+        auto_conf = self._auto_conf()
+        self._ask_postgres(conf, auto_conf, cancellation)
+        around = checking.Surroundings(
+            host=self._target.host,
+            port=self._target.port,
+            major=self._binaries.major,
+            pgdata=self._pgdata,
+            socket_folder=socket_folder(self._pgdata, self._account),
+            account=self._account,
+            library_folder=self._libraries(cancellation),
+            auto_conf=auto_conf,
+        )
+        if found := checking.problems(conf, around):
+            msg = f"Postgres would not work with the configuration: {'; '.join(found)}"
+            raise PostgresError(msg)
+        return (*warnings, *checking.unused_storage(spec), *checking.overridden(conf, around))
+
+    def _render(self, spec: ComputeSpec, cancellation: Cancellation) -> ConfText:
+        listening = Listening(self._target.port, socket_folder(self._pgdata, self._account))
+        context = ConfContext(
+            internal_http_port=self._settings.internal_http_port,
+            privileged_role_name=self._settings.privileged_role_name,
+            listening=listening if self._settings.source is SourceName.INITDB else None,
+            strict_overcommit=_strict_overcommit(),
+            default_preload=("neon",) if self._is_neon(cancellation) else (),
+        )
+        try:
+            return render(spec, context)
+        except ConfError as error:
+            raise PostgresError(str(error)) from error
+
+    def _ask_postgres(self, conf: ConfText, auto_conf: str, cancellation: Cancellation) -> None:
+        scratch = tempfile.mkdtemp(prefix="compute-node-check-", dir=temporary_folder(self._account))
+        try:
+            folder.own(scratch, self._account)
+            for name, text in (("postgresql.conf", conf.text), (checking.AUTO_CONF, auto_conf)):
+                folder.write_file(f"{scratch}/{name}", text.encode(), account=self._account)
+            result = children.run(
+                [
+                    self._binaries.postgres,
+                    "-C",
+                    "port",
+                    "-D",
+                    scratch,
+                    f"--config-file={scratch}/postgresql.conf",
+                ],
+                account=self._account,
+                env=environment(os.environ) | {"LC_ALL": "C"},
+                cwd=scratch,
+                timeout_s=CHECK_TIMEOUT_S,
+                cancellation=cancellation,
+            )
+        finally:
+            folder.remove(scratch)
+        if result.code != 0:
+            raise PostgresError(checking.explain(result.output, conf, scratch, self._pgdata))
+
+    def _auto_conf(self) -> str:
+        if not self._keeps and self._postmaster is None:
+            return ""
+        try:
+            return Path(self._pgdata, checking.AUTO_CONF).read_text(
+                encoding="utf-8", errors="surrogateescape"
+            )
+        except FileNotFoundError:
+            return ""
+
+    def _libraries(self, cancellation: Cancellation) -> str | None:
+        """Return the folder of libraries; asked once."""
+        if self._library_folder is None:
+            try:
+                result = children.run(
+                    [self._binaries.sibling("pg_config"), "--pkglibdir"],
+                    account=self._account,
+                    env=environment(os.environ),
+                    cwd="/",
+                    timeout_s=CHECK_TIMEOUT_S,
+                    cancellation=cancellation,
+                )
+            except PostgresError:
+                return None  # some packages come without pg_config
+            self._library_folder = result.output.strip() if result.code == 0 else None
+        return self._library_folder
+
+    def _is_neon(self, cancellation: Cancellation) -> bool:
+        libraries = self._libraries(cancellation)
+        return libraries is not None and Path(libraries, "neon.so").exists()
+
+    # --- Preparing
+
+    @override
+    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
+        if self._settings.source in NOT_BUILT_YET:
+            raise PostgresError(comes_later(self._settings.source))
+        if self._keeps:
+            return True
+        if self._account is None and (problem := missing_passwd_entry()) is not None:
+            raise PostgresError(problem)
+        paths, seal = self._paths, self._seal()
+        self._built = True
+        try:
+            folder.remove(paths.building)
+            if paths.is_mount:
+                folder.own(paths.pgdata, self._account)
+                folder.seal(paths.pgdata, TOKEN, seal, self._account)
+            folder.make_folder(paths.building, self._account)
+            if not paths.is_mount:
+                folder.seal(paths.building, TOKEN, seal, self._account)
+            cancellation.check()
+            try:
+                self._source().build(paths.built, spec, cancellation)
+            except SourceError as error:
+                raise PostgresError(str(error)) from error
+            folder.seal(paths.built, TOKEN, seal, self._account)
+            cancellation.check()
+            folder.seal(paths.built, MARKER, seal, self._account)
+            folder.sync_folder(paths.building)
+        except BaseException:
+            self._discard_built()
+            raise
+        return False
+
+    def _source(self) -> Source:
+        return InitdbSource(self._binaries, self._account, self._target.user, environment(os.environ))
+
+    def _seal(self) -> Seal:
+        return Seal(
+            compute_id=self._settings.compute_id,
+            path=self._pgdata,
+            major=self._binaries.major,
+            source=self._settings.source.value,
+        )
+
+    def _discard_built(self) -> None:
+        if not self._built:
+            return
+        folder.remove(self._paths.building)
+        if self._paths.is_mount and os.listdir(self._pgdata) == [TOKEN]:  # noqa: PTH208 - names, not paths
+            Path(self._pgdata, TOKEN).unlink()
+        self._built = False
+
+    # --- Launching
+
+    @override
+    def pump_logs(self, cancellation: Cancellation) -> None:
+        self._pump.run(cancellation)
+
+    @override
+    def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
+        conf = self._render(spec, cancellation)
+        if isinstance(self._judgement, Usable):
+            orphans.end((self._pgdata,), cancellation)
+        cancellation.check()
+        self._put_in_place()
+        self._write_files(conf)
+        recovering = self._keeps and not _was_shut_down(self._pgdata)
+        writer = self._pump.open(PUMP_PATIENCE_S)
+        if writer is None:
+            msg = "Postgres was not started: nobody reads its log"
+            raise PostgresError(msg)
+        try:
+            self._launched_wall_s = time()
+            self._postmaster = launcher.launch(
+                self._binaries,
+                self._pgdata,
+                port=self._target.port if self._settings.source is SourceName.INITDB else None,
+                account=self._account,
+                storage_token=spec.storage_auth_token,
+                output=writer,
+                cancellation=cancellation,
+            )
+        finally:
+            os.close(writer)
+        self._sink.started(self._postmaster.pid)
+        return Launch(self._postmaster.pid, recovering)
+
+    def _put_in_place(self) -> None:
+        paths = self._paths
+        if self._keeps:
+            if isinstance(self._judgement, Usable) and self._judgement.claim:
+                for name in (TOKEN, MARKER):
+                    folder.seal(paths.pgdata, name, self._seal(), self._account)
+            if folder.repair_ownership(paths.pgdata, self._account):
+                log.warning("owner or mode of %s was wrong and is repaired", paths.pgdata)
+            return
+        aside = None
+        if isinstance(self._judgement, SetAside):
+            numbers = folder.look(paths).asides
+            aside = paths.aside(max(numbers, default=0) + 1)
+            log.warning("%s is renamed to %s", paths.pgdata, aside)
+        elif left := folder.tablespaces(paths.pgdata):
+            log.warning("the tablespaces of the PGDATA that is replaced stay behind: %s", ", ".join(left))
+        folder.place(paths, aside=aside)
+        self._built = False
+        self._keeps = True
+
+    def _write_files(self, conf: ConfText) -> None:
+        pgdata, account = self._pgdata, self._account
+        folder.write_file(f"{pgdata}/postgresql.conf", conf.text.encode(), account=account)
+        Path(pgdata, OVERRIDE_FILE).unlink(missing_ok=True)  # a crash may have left the limit lifted
+        hba = Path(pgdata, "pg_hba.conf")
+        before = hba.read_text(encoding="utf-8", errors="surrogateescape") if hba.exists() else ""
+        after = open_to_passwords(before)
+        if after != before:
+            folder.write_file(str(hba), after.encode(errors="surrogateescape"), account=account)
+            log.info("updated pg_hba.conf to allow external connections")
+        else:
+            log.info("pg_hba.conf is up-to-date")
+        self._socket_folder = socket_folder(pgdata, account)
+        remove_private(self._socket_folder, account)
+        make_private(self._socket_folder, account)
+        self._shared_memory = link_shared_memory(pgdata, account)
+
+    @override
+    def await_ready(self, limit_s: float | None, cancellation: Cancellation) -> bool:
+        postmaster = self._running()
+        return readiness.wait(self._pgdata, postmaster.pid, postmaster.exited.is_set, limit_s, cancellation)
+
+    @override
+    def await_exit(self, cancellation: Cancellation) -> str:
+        code = self._running().wait(cancellation)
+        self._sink.ended()
+        self._pump.ended.wait(LAST_WORDS_S)
+        state = read_state(self._pgdata)
+        how = (
+            "in an unknown state" if state is None else "shut down in order" if state.is_clean else "unclean"
+        )
+        words = [message[:MAX_LAST_WORDS] for message in self._pump.last_messages]
+        said = "".join(f"\n  {word}" for word in words) or " nothing"
+        return (
+            f"Postgres ended with {launcher.describe_code(code)}, its cluster is {how}; its last words:{said}"
+        )
+
+    # --- While it runs
+
+    @override
+    def install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+        return reload.install(
+            self._render(spec, cancellation),
+            self._pgdata,
+            self._target,
+            account=self._account,
+            reload=self._running().reload,
+            cancellation=cancellation,
+        )
+
+    # --- Stopping
+
+    @override
+    def signal(self, rung: StopRung) -> None:
+        if self._postmaster is not None:
+            self._postmaster.send(rung)
+
+    @override
+    def kill(self, cancellation: Cancellation) -> None:
+        self.signal(StopRung.KILL)
+        orphans.end((self._pgdata,), cancellation, ladder=KILL)
+
+    @override
+    def tidy(self, cancellation: Cancellation) -> None:
+        if not self._lock.held or self._judgement is None:
+            return
+        if self._postmaster is not None:
+            orphans.end((self._pgdata,), cancellation, ladder=SWEEP)
+        self._discard_built()
+        if self._shared_memory is not None:
+            unlink_shared_memory(self._pgdata, self._shared_memory, self._account)
+            self._shared_memory = None
+        if self._socket_folder is not None:
+            remove_private(self._socket_folder, self._account)
+            self._socket_folder = None
+
+    @override
+    def report_cores(self, cancellation: Cancellation) -> None:
+        cores.report(
+            cores.find(self._pgdata, self._launched_wall_s),
+            self._binaries.postgres,
+            account=self._account,
+            env=environment(os.environ),
+            cancellation=cancellation,
+        )
+
+    def _running(self) -> Postmaster:
+        if self._postmaster is None:
+            msg = "Postgres was not started"
+            raise PostgresError(msg)
+        return self._postmaster
+
+
+def _was_shut_down(pgdata: str) -> bool:
+    state = read_state(pgdata)
+    return state is not None and state.is_clean
+
+
+def _strict_overcommit() -> bool:
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
+    except OSError:
+        return False

@@ -1,0 +1,76 @@
+"""The source `initdb`: a new, local cluster, which then stays."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from typing_extensions import override
+
+from ....messages.settings import SourceName
+from ....messages.spec import ComputeSpec
+from ....postgres.accounts import Account
+from ....postgres.binaries import Binaries
+from ...kit.jobs import Cancellation
+from ..children import run
+from ..port import PostgresError
+from . import Source, SourceError
+
+LOCALE: Final = "C.UTF-8"
+TIMEOUT_S: Final = 300.0
+"""It takes about a second; a slow disk may need more for the sync at its end."""
+
+_BAD_LOCALE: Final = re.compile(r"invalid locale (?:name|settings)")
+
+
+class InitdbSource(Source):
+    """Runs initdb as the account; its superuser is the user of `-C`."""
+
+    name = SourceName.INITDB
+
+    def __init__(
+        self,
+        binaries: Binaries,
+        account: Account | None,
+        superuser: str,
+        env: Mapping[str, str],
+        *,
+        locale: str = LOCALE,
+    ) -> None:
+        self._binaries = binaries
+        self._account = account
+        self._superuser = superuser
+        self._env = dict(env)
+        self._locale = locale
+
+    @override
+    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation) -> None:
+        command = [
+            self._binaries.sibling("initdb"),
+            *("-D", target, "-A", "trust", "-U", self._superuser),
+            *("--encoding=UTF8", f"--locale={self._locale}", "--no-instructions"),
+        ]
+        try:
+            result = run(
+                command,
+                account=self._account,
+                env=self._env,
+                cwd=str(Path(target).parent),
+                timeout_s=TIMEOUT_S,
+                cancellation=cancellation,
+            )
+        except PostgresError as error:
+            msg = f"no new cluster could be made: {error}"
+            raise SourceError(msg) from error
+        if result.code != 0:
+            raise SourceError(self._explain(result.code, result.output))
+
+    def _explain(self, code: int, output: str) -> str:
+        lines = [line for line in output.splitlines() if re.search(r"error:|FATAL|PANIC|hint:|detail:", line)]
+        said = "; ".join(lines or output.strip().splitlines()[-5:]) or "nothing"
+        if _BAD_LOCALE.search(output):
+            return (
+                f"no new cluster could be made: this machine does not know the locale {self._locale} "
+                f"(initdb said: {said}); install it (package locales, or glibc 2.35 and later, which bring it)"
+            )
+        return f"no new cluster could be made: initdb ended with {code} and said: {said}"

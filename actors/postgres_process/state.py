@@ -1,0 +1,461 @@
+"""What the PostgresProcess knows and decides: pure. A phase, a message, and what is to be done about it.
+
+    idle -> inspecting -> inspected -> preparing -> prepared -> starting -> running -> gone
+                              any of them -> stopping -> gone
+
+Checks and installations go on beside a phase; everything else has one.
+"""
+
+import logging
+from enum import Enum
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from ...messages.base import Message
+from ...messages.lifecycle import EXIT_FAILED, Condition, ConditionCleared, ConditionRaised
+from ...messages.postgres import (
+    CheckConfiguration,
+    ConfigurationAccepted,
+    ConfigurationInstalled,
+    ConfigurationInstallFailed,
+    ConfigurationRefused,
+    InspectPgdata,
+    InstallConfiguration,
+    PgdataFailed,
+    PgdataInspected,
+    PgdataPrepared,
+    PgdataRefused,
+    PostgresExited,
+    PostgresReady,
+    PostgresStartFailed,
+    PostgresStopped,
+    PreparePgdata,
+    StartPostgres,
+    StopPostgres,
+    StopRung,
+)
+from ...messages.spec import ComputeSpec
+from .private import (
+    WORK_OF,
+    BecameReady,
+    BudgetSpent,
+    Checked,
+    CheckRefused,
+    Done,
+    Ended,
+    Inspected,
+    InspectionRefused,
+    InstallationFailed,
+    Installed,
+    Launched,
+    LaunchFailed,
+    NotReady,
+    PreparationFailed,
+    Prepared,
+    RungDue,
+)
+from .stopping import next_rung, rungs
+from .work import ENDED_BY_A_STOP, Work
+
+NOT_READY_BUDGET_S: Final = 6.0
+"""How long a postmaster that did not become ready in time gets to end: immediate, then kill."""
+RECOVERING_DETAIL: Final = "Postgres was not shut down in order and replays its log"
+
+
+class Phase(Enum):
+    """Where the folder and the postmaster are in their life."""
+
+    IDLE = "idle"
+    INSPECTING = "inspecting"
+    INSPECTED = "inspected"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+TAKEN_IN: Final[dict[type[Message], frozenset[Phase]]] = {
+    InspectPgdata: frozenset({Phase.IDLE}),
+    CheckConfiguration: frozenset(
+        {Phase.INSPECTED, Phase.PREPARING, Phase.PREPARED, Phase.STARTING, Phase.RUNNING}
+    ),
+    PreparePgdata: frozenset({Phase.INSPECTED}),
+    StartPostgres: frozenset({Phase.PREPARED}),
+    InstallConfiguration: frozenset({Phase.RUNNING}),
+    StopPostgres: frozenset(Phase),
+}
+"""In which phases each command is taken; in the others it is refused at once, by its own failure message."""
+
+
+# --- Effects ---------------------------------------------------------------------------------------------
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Tell the Supervisor."""
+
+    message: Message
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """Begin a piece of work; `limit_s` is for the wait for readiness alone."""
+
+    work: Work
+    spec: ComputeSpec | None = None
+    limit_s: float | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Ask a piece of work to end; its outcome still comes."""
+
+    work: Work
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send the signal of a rung to the postmaster."""
+
+    rung: StopRung
+
+
+class Remind(msgspec.Struct, frozen=True):
+    """Send oneself a message later."""
+
+    after_s: float
+    message: Message
+
+
+class Log(msgspec.Struct, frozen=True):
+    """Write into the log."""
+
+    level: int
+    text: str
+
+
+Effect: TypeAlias = Tell | Begin | Cancel | Send | Remind | Log
+
+
+# --- State -----------------------------------------------------------------------------------------------
+
+
+class Ladder(msgspec.Struct, frozen=True):
+    """A postmaster is being ended; `number` tells its reminders from those of an earlier ladder."""
+
+    number: int
+    deadline_s: float
+    reached: StopRung = StopRung.NOT_RUNNING
+
+
+class ProcessState(msgspec.Struct, frozen=True):
+    """All that the actor remembers."""
+
+    start_timeout_s: float
+    phase: Phase = Phase.IDLE
+    work: frozenset[Work] = frozenset()
+    pid: int | None = None
+    """The postmaster, from its launch until it was waited for."""
+    operation: int = 0
+    """Of the preparation or start under way."""
+    began_s: float = 0.0
+    check_operation: int = 0
+    install_operation: int = 0
+    kept: bool = False
+    recovering: bool = False
+    fault: str | None = None
+    """Why the postmaster of a failing start is being ended."""
+    ladder: Ladder | None = None
+    ladders: int = 0
+    tidied: bool = False
+
+
+def decide(state: ProcessState, message: Message, now_s: float) -> tuple[ProcessState, tuple[Effect, ...]]:
+    """Return the state after a message, and what is to be done, in order."""
+    turn = _Turn(state, now_s)
+    work = message.work if isinstance(message, Done) else WORK_OF.get(type(message))
+    if work is not None:
+        turn.set(work=turn.state.work - {work})
+    taken_in = TAKEN_IN.get(type(message))
+    if taken_in is not None and state.phase not in taken_in:
+        turn.refuse(message)
+    else:
+        turn.handle(message)
+    turn.settle()
+    return turn.state, tuple(turn.effects)
+
+
+class _Turn:
+    """One decision in the making."""
+
+    def __init__(self, state: ProcessState, now_s: float) -> None:
+        self.state = state
+        self.now_s = now_s
+        self.effects: list[Effect] = []
+
+    def set(self, **changes: Any) -> None:  # noqa: ANN401 - fields of any type
+        self.state = msgspec.structs.replace(self.state, **changes)
+
+    def tell(self, message: Message) -> None:
+        self.effects.append(Tell(message))
+
+    def begin(self, work: Work, spec: ComputeSpec | None = None, limit_s: float | None = None) -> None:
+        self.set(work=self.state.work | {work})
+        self.effects.append(Begin(work, spec, limit_s))
+
+    def cancel(self, *kinds: Work) -> None:
+        self.effects += [Cancel(work) for work in kinds if work in self.state.work]
+
+    @property
+    def took_ms(self) -> int:
+        return round((self.now_s - self.state.began_s) * 1000)
+
+    def refuse(self, message: Message) -> None:
+        phase = self.state.phase
+        reason = "Postgres is stopping" if phase is Phase.STOPPING else f"Postgres is {phase.value}"
+        match message:
+            case InspectPgdata():
+                self.tell(PgdataRefused(f"PGDATA is inspected once, before all else: {reason}", EXIT_FAILED))
+            case CheckConfiguration(operation):
+                self.tell(ConfigurationRefused(operation, f"the configuration cannot be checked: {reason}"))
+            case PreparePgdata(operation):
+                self.tell(PgdataFailed(operation, f"PGDATA cannot be prepared: {reason}"))
+            case StartPostgres(operation):
+                self.tell(PostgresStartFailed(operation, f"Postgres cannot be started: {reason}"))
+            case InstallConfiguration(operation):
+                text = f"the configuration cannot be installed: {reason}"
+                self.tell(ConfigurationInstallFailed(operation, text))
+            case _:
+                msg = f"{type(message).__name__} has no refusal"
+                raise TypeError(msg)
+
+    def handle(self, message: Message) -> None:  # noqa: C901, PLR0912 - one flat table of messages
+        match message:
+            case InspectPgdata():
+                self.set(phase=Phase.INSPECTING)
+                self.begin(Work.INSPECT)
+            case CheckConfiguration(operation, spec):
+                self.check(operation, spec)
+            case PreparePgdata(operation, spec):
+                self.set(phase=Phase.PREPARING, operation=operation, began_s=self.now_s)
+                self.begin(Work.PREPARE, spec)
+            case StartPostgres(operation, spec):
+                self.set(phase=Phase.STARTING, operation=operation, began_s=self.now_s)
+                self.begin(Work.LOGS)
+                self.begin(Work.LAUNCH, spec)
+            case InstallConfiguration(operation, spec):
+                self.install(operation, spec)
+            case StopPostgres(budget_s, hurry):
+                self.stop(budget_s, hurry=hurry)
+            case Inspected(kind):
+                self.inspected(PgdataInspected(kind), Phase.INSPECTED)
+            case InspectionRefused(error, exit_code):
+                self.inspected(PgdataRefused(error, exit_code), Phase.GONE)
+            case Checked() | CheckRefused():
+                self.checked(message)
+            case Prepared() | PreparationFailed():
+                self.prepared(message)
+            case Launched(pid, recovering):
+                self.launched(pid, recovering=recovering)
+            case LaunchFailed(error):
+                self.start_failed(error)
+            case BecameReady():
+                self.ready()
+            case NotReady(error):
+                self.not_ready(error)
+            case Ended(description):
+                self.ended(description)
+            case Installed() | InstallationFailed():
+                self.installed(message)
+            case RungDue(number, rung):
+                self.rung_due(number, rung)
+            case BudgetSpent(number):
+                if self.state.ladder is not None and self.state.ladder.number == number:
+                    self.cancel(Work.CORES)
+            case Done(work):
+                if work is Work.TIDY:
+                    self.cancel(Work.LOGS)
+            case _:
+                msg = f"{type(message).__name__} means nothing here"
+                raise TypeError(msg)
+
+    # --- Before Postgres runs
+
+    def inspected(self, outcome: PgdataInspected | PgdataRefused, phase: Phase) -> None:
+        if self.state.phase is Phase.INSPECTING:
+            self.set(phase=phase, tidied=phase is Phase.GONE)
+            self.tell(outcome)
+
+    def prepared(self, outcome: Prepared | PreparationFailed) -> None:
+        if self.state.phase is not Phase.PREPARING:
+            return
+        operation = self.state.operation
+        match outcome:
+            case Prepared(kept):
+                self.set(phase=Phase.PREPARED, kept=kept)
+                self.tell(PgdataPrepared(operation, kept, self.took_ms))
+            case PreparationFailed(error):
+                self.set(phase=Phase.INSPECTED)
+                self.tell(PgdataFailed(operation, error))
+
+    # --- Configurations
+
+    def check(self, operation: int, spec: ComputeSpec) -> None:
+        if Work.CHECK in self.state.work:
+            self.tell(ConfigurationRefused(operation, "another configuration is being checked: try again"))
+            return
+        self.set(check_operation=operation)
+        self.begin(Work.CHECK, spec)
+
+    def checked(self, outcome: Checked | CheckRefused) -> None:
+        if self.state.phase is Phase.STOPPING:
+            return
+        operation = self.state.check_operation
+        match outcome:
+            case Checked(warnings):
+                self.tell(ConfigurationAccepted(operation, warnings))
+            case CheckRefused(error):
+                self.tell(ConfigurationRefused(operation, error))
+
+    def install(self, operation: int, spec: ComputeSpec) -> None:
+        if Work.INSTALL in self.state.work:
+            text = "another configuration is being installed: try again"
+            self.tell(ConfigurationInstallFailed(operation, text))
+            return
+        self.set(install_operation=operation)
+        self.begin(Work.INSTALL, spec)
+
+    def installed(self, outcome: Installed | InstallationFailed) -> None:
+        if self.state.phase is Phase.STOPPING:
+            return
+        operation = self.state.install_operation
+        match outcome:
+            case Installed(pending_restart):
+                self.tell(ConfigurationInstalled(operation, pending_restart))
+            case InstallationFailed(error):
+                self.tell(ConfigurationInstallFailed(operation, error))
+
+    # --- The postmaster's life
+
+    def launched(self, pid: int, *, recovering: bool) -> None:
+        self.set(pid=pid)
+        self.begin(Work.AWAIT_EXIT)
+        if self.state.phase is Phase.STOPPING:
+            self.climb(StopRung.FAST)
+            return
+        self.set(recovering=recovering)
+        if recovering:
+            self.tell(ConditionRaised(Condition.RECOVERING, RECOVERING_DETAIL))
+        self.begin(Work.AWAIT_READY, limit_s=None if recovering else self.state.start_timeout_s)
+
+    def ready(self) -> None:
+        if self.state.phase is not Phase.STARTING or self.state.pid is None:
+            return
+        self.set(phase=Phase.RUNNING)
+        self.recovered()
+        self.tell(PostgresReady(self.state.operation, self.state.pid, self.took_ms))
+
+    def recovered(self) -> None:
+        if self.state.recovering:
+            self.set(recovering=False)
+            self.tell(ConditionCleared(Condition.RECOVERING))
+
+    def not_ready(self, error: str | None) -> None:
+        """End a postmaster that will not do; the start has failed when it is gone."""
+        if error is None or self.state.phase is not Phase.STARTING or self.state.pid is None:
+            return
+        self.set(fault=error)
+        self.new_ladder(self.now_s + NOT_READY_BUDGET_S)
+        self.climb(StopRung.IMMEDIATE)
+
+    def start_failed(self, error: str) -> None:
+        if self.state.phase is Phase.STARTING:
+            self.set(phase=Phase.GONE)
+            self.tell(PostgresStartFailed(self.state.operation, error))
+
+    def ended(self, description: str) -> None:
+        self.set(pid=None)
+        self.recovered()
+        self.cancel(Work.AWAIT_READY, Work.INSTALL)
+        self.begin(Work.CORES)
+        match self.state.phase:
+            case Phase.STARTING:
+                fault = self.state.fault
+                self.start_failed(description if fault is None else f"{fault}; {description}")
+            case Phase.RUNNING:
+                self.set(phase=Phase.GONE)
+                self.tell(PostgresExited(description))
+            case _:
+                pass
+
+    # --- Stopping
+
+    def stop(self, budget_s: float, *, hurry: bool) -> None:
+        if self.state.phase is Phase.STOPPING:
+            self.join(budget_s, hurry=hurry)
+            return
+        ending, never_began = self.state.ladder, self.state.phase is Phase.IDLE
+        self.set(phase=Phase.STOPPING, tidied=self.state.tidied or never_began)
+        self.new_ladder(self.now_s + budget_s)
+        self.effects.append(Remind(budget_s, BudgetSpent(self.state.ladders)))
+        self.cancel(*sorted(ENDED_BY_A_STOP, key=lambda work: work.value))
+        if self.state.pid is not None:
+            reached = StopRung.NOT_RUNNING if ending is None else ending.reached
+            self.climb(StopRung.FAST if reached is StopRung.NOT_RUNNING else next_rung(reached))
+
+    def join(self, budget_s: float, *, hurry: bool) -> None:
+        ladder = self.state.ladder
+        if not hurry or ladder is None:
+            return
+        self.new_ladder(min(ladder.deadline_s, self.now_s + budget_s), ladder.reached)
+        self.effects.append(Remind(budget_s, BudgetSpent(self.state.ladders)))
+        if self.state.pid is not None:
+            self.climb(next_rung(ladder.reached))
+
+    def new_ladder(self, deadline_s: float, reached: StopRung = StopRung.NOT_RUNNING) -> None:
+        number = self.state.ladders + 1
+        self.set(ladders=number, ladder=Ladder(number, deadline_s, reached))
+
+    def climb(self, first: StopRung | None) -> None:
+        """Step on this rung now and plan those above it within what is left of the budget."""
+        ladder = self.state.ladder
+        if ladder is None or first is None:
+            return
+        for rung, due_s in rungs(ladder.deadline_s - self.now_s, first):
+            if rung is first:
+                self.step_on(rung)
+            else:
+                self.effects.append(Remind(due_s, RungDue(ladder.number, rung)))
+
+    def rung_due(self, number: int, rung: StopRung) -> None:
+        ladder = self.state.ladder
+        if ladder is not None and ladder.number == number and self.state.pid is not None:
+            self.effects.append(Log(logging.WARNING, f"Postgres has not stopped yet: {_STEPS[rung]}"))
+            self.step_on(rung)
+
+    def step_on(self, rung: StopRung) -> None:
+        assert self.state.ladder is not None  # noqa: S101 - callers have made one
+        self.set(ladder=msgspec.structs.replace(self.state.ladder, reached=rung))
+        if rung is not StopRung.KILL:
+            self.effects.append(Send(rung))
+        elif Work.KILL not in self.state.work:
+            self.begin(Work.KILL)
+
+    def settle(self) -> None:
+        """Once nothing runs any more: clean up, once; then say that it has stopped."""
+        state = self.state
+        if state.phase not in {Phase.STOPPING, Phase.GONE} or state.pid is not None:
+            return
+        if not state.tidied and not state.work - {Work.LOGS, Work.CORES, Work.CHECK}:
+            self.set(tidied=True)
+            self.begin(Work.TIDY)
+        if self.state.phase is Phase.STOPPING and self.state.tidied and not self.state.work:
+            reached = StopRung.NOT_RUNNING if state.ladder is None else state.ladder.reached
+            self.set(phase=Phase.GONE, ladder=None)
+            self.tell(PostgresStopped(reached))
+
+
+_STEPS: Final = {
+    StopRung.FAST: "asking for a fast shutdown",
+    StopRung.IMMEDIATE: "asking for an immediate shutdown, without a checkpoint",
+    StopRung.KILL: "killing it",
+}

@@ -1,0 +1,25 @@
+"""The kinds of work that this actor does in jobs; at most one of each kind is under way."""
+
+from enum import Enum
+
+
+class Work(Enum):
+    """One kind of job; the value is its name in logs."""
+
+    INSPECT = "inspect PGDATA"
+    CHECK = "check the configuration"
+    PREPARE = "prepare PGDATA"
+    LOGS = "read the log of Postgres"
+    LAUNCH = "launch Postgres"
+    AWAIT_READY = "wait until Postgres is ready"
+    AWAIT_EXIT = "wait for the exit of Postgres"
+    INSTALL = "install the configuration"
+    KILL = "kill Postgres"
+    TIDY = "clean up after Postgres"
+    CORES = "look for core dumps"
+
+
+ENDED_BY_A_STOP = frozenset(
+    {Work.INSPECT, Work.CHECK, Work.PREPARE, Work.LAUNCH, Work.AWAIT_READY, Work.INSTALL}
+)
+"""What an order to stop cancels; the rest belongs to the stop."""
