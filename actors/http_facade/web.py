@@ -145,7 +145,11 @@ class _Dispatcher(ThreadedTaskDispatcher):
     @override
     def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
         name = f"http-{self._server}-{thread_no + 1}"
-        threading.Thread(target=target, name=name, args=(thread_no,), daemon=True).start()
+        try:
+            threading.Thread(target=target, name=name, args=(thread_no,), daemon=True).start()
+        except RuntimeError:
+            self.threads.discard(thread_no)  # nobody is to wait for its end
+            raise
 
 
 class _Listener(TcpWSGIServer):
@@ -289,8 +293,8 @@ class _Channel(HTTPChannel):
 
     _client_done = False
     _refused_body = False
-    _linger_until: float | None = None
-    _arriving_since: float | None = None
+    _lingering = False
+    _expires: float | None = None
 
     @override
     def parser_class(self, adjustments: Adjustments) -> _Parser:  # type: ignore[override] # it is called
@@ -300,13 +304,13 @@ class _Channel(HTTPChannel):
 
     @override
     def readable(self) -> bool:
-        if self._linger_until is not None:
+        if self._lingering:
             return True
         return super().readable() and not (self._client_done and bool(self.requests))
 
     @override
     def writable(self) -> bool:
-        return self._linger_until is None and super().writable()
+        return not self._lingering and super().writable()
 
     @override
     def handle_read(self) -> None:
@@ -317,7 +321,7 @@ class _Channel(HTTPChannel):
         except OSError:
             self.drop()
             return
-        if self._linger_until is not None:
+        if self._lingering:
             if not data:
                 self.drop()
             return
@@ -325,9 +329,9 @@ class _Channel(HTTPChannel):
             self.last_activity = time.time()
             self.received(data)
             if self.request is None:
-                self._arriving_since = None
-            elif self._arriving_since is None:
-                self._arriving_since = time.monotonic()
+                self._expires = None
+            elif self._expires is None:
+                self._expires = time.monotonic() + REQUEST_S
         elif self.requests:
             self._client_done = True
         else:
@@ -335,15 +339,15 @@ class _Channel(HTTPChannel):
 
     @override
     def handle_close(self) -> None:
-        if self._refused_body and self._linger_until is None and self.connected and self._half_close():
-            self._linger_until = time.monotonic() + LINGER_S
+        if self._refused_body and not self._lingering and self.connected and self._half_close():
+            self._lingering = True
+            self._expires = time.monotonic() + LINGER_S
             self.will_close = False
             return
         self.drop()
 
     def drop(self) -> None:
         """Close the connection now."""
-        self._linger_until = None
         super().handle_close()
 
     def retire(self) -> bool:
@@ -355,11 +359,7 @@ class _Channel(HTTPChannel):
 
     def expire(self) -> None:
         """Close the connection if a request takes too long to arrive, or a refusal too long to be seen."""
-        now = time.monotonic()
-        arriving, linger = self._arriving_since, self._linger_until
-        if linger is not None and now >= linger:
-            self.drop()
-        elif arriving is not None and now >= arriving + REQUEST_S and not self.requests:
+        if self._expires is not None and time.monotonic() >= self._expires and not self.requests:
             self.drop()
 
     def _half_close(self) -> bool:
