@@ -31,7 +31,7 @@ MonitorMessage: TypeAlias = (
 )
 ToSupervisor: TypeAlias = ActivityObserved | ConditionRaised | ConditionCleared
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("compute_node.activity_monitor")
 
 
 class ActivityMonitor(Actor[MonitorMessage]):

@@ -24,7 +24,7 @@ from typing_extensions import override
 from doubles.observer import ACTIVE, FakeObserver, JumpyClock
 from doubles.specs import settings
 
-LOGGER = "compute_node.actors.activity_monitor"
+LOGGER = "compute_node.activity_monitor"
 
 
 class Listener(Actor[ToSupervisor | ActorFailed]):
