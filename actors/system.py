@@ -17,6 +17,7 @@ from ..postgres.accounts import Account
 from ..postgres.binaries import Binaries
 from .activity_monitor.actor import ActivityMonitor
 from .configurator.actor import Configurator
+from .configurator.port import PostgresAdministration
 from .http_facade.actor import HttpFacade
 from .http_facade.port import WebApp
 from .http_facade.servers import WaitressServers
@@ -95,7 +96,7 @@ class System:
         )
         server = Server(settings, launch.binaries, launch.account, postmaster)
         self._actors[POSTGRES] = PostgresProcess(settings, self.supervisor, server)
-        self._actors[CONFIGURATOR] = Configurator(settings, self.supervisor)
+        self._actors[CONFIGURATOR] = Configurator(settings, self.supervisor, PostgresAdministration(settings))
         self._actors[MONITOR] = ActivityMonitor(settings, self.supervisor)
         servers = WaitressServers(settings, lambda: _applications(self._node(settings)), self.runtime.metrics)
         self._actors[HTTP] = HttpFacade(servers, self.supervisor)
