@@ -51,7 +51,7 @@ SWEEP: Final = ((launcher.SIGNALS[StopRung.IMMEDIATE], 1.0), *KILL)
 log = logging.getLogger("compute_node.postgres_process")
 
 
-class PostgresServer(Port):
+class Server(Port):
     """Owns the folder and the process. `account` runs Postgres when this process is root; `sink` hears of it."""
 
     def __init__(

@@ -15,6 +15,7 @@ from fix_postgres import (
     scratch,
     templates,
 )
+from fix_process import make_process
 
 __all__ = [
     "account",
@@ -24,6 +25,7 @@ __all__ = [
     "cluster",
     "free_port",
     "make_node",
+    "make_process",
     "nothing_is_left",
     "postgres_folder",
     "scratch",

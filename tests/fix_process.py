@@ -1,0 +1,255 @@
+"""A PostgresProcess with its real port, and a Supervisor that only records what it is told."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+import pytest
+from compute_node.actors.kit.actor import Ref
+from compute_node.actors.kit.jobs import Cancellation
+from compute_node.actors.kit.threaded import ThreadedRuntime
+from compute_node.actors.postgres_process.actor import PostgresProcess
+from compute_node.actors.postgres_process.server import Server
+from compute_node.messages.base import Message
+from compute_node.messages.lifecycle import ActorFailed
+from compute_node.messages.postgres import (
+    CheckConfiguration,
+    ConfigurationAccepted,
+    ConfigurationInstalled,
+    ConfigurationInstallFailed,
+    ConfigurationRefused,
+    InspectPgdata,
+    InstallConfiguration,
+    PgdataFailed,
+    PgdataInspected,
+    PgdataPrepared,
+    PgdataRefused,
+    PostgresReady,
+    PostgresStartFailed,
+    PostgresStopped,
+    PreparePgdata,
+    StartPostgres,
+    StopPostgres,
+)
+from compute_node.messages.settings import NodeSettings
+from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption
+from compute_node.postgres.accounts import Account
+from compute_node.postgres.binaries import Binaries
+from compute_node.postgres.connection import params, parse_connstr
+from typing_extensions import override
+
+from doubles.scripted import Recorder, Scripted
+from doubles.specs import a_spec, settings
+from fix_postgres import Ports
+
+M = TypeVar("M", bound=Message)
+
+WAIT_S = 40.0
+FAST: tuple[GenericOption, ...] = (
+    GenericOption("fsync", "bool", "off"),
+    GenericOption("shared_buffers", "string", "16MB"),
+    GenericOption("max_connections", "integer", "30"),
+)
+
+
+def fast_spec(*more: GenericOption, conf: str | None = None, **changes: Any) -> ComputeSpec:
+    """A spec whose Postgres is small and quick; `more` are settings that come after."""
+    cluster = Cluster(roles=(), databases=(), settings=(*FAST, *more), postgresql_conf=conf)
+    return a_spec(cluster=cluster, **changes)
+
+
+def text(name: str, value: str) -> GenericOption:
+    """A setting of type string."""
+    return GenericOption(name, "string", value)
+
+
+class Sink:
+    """Records which postmaster lives."""
+
+    def __init__(self) -> None:
+        self.alive: list[int] = []
+
+    def started(self, pid: int) -> None:
+        self.alive.append(pid)
+
+    def ended(self) -> None:
+        self.alive.pop()
+
+
+class RecordingSupervisor(Scripted):
+    """Also takes ActorFailed."""
+
+    @override
+    def receive(self, message: Message) -> None:
+        super().receive(message)
+
+
+class Process:
+    """One PostgresProcess on threads."""
+
+    def __init__(self, node: NodeSettings, binaries: Binaries, account: Account | None) -> None:
+        self.settings = node
+        self.recorder = Recorder()
+        self.sink = Sink()
+        self.runtime = ThreadedRuntime(watcher="supervisor", abandoned=self.recorder.add)
+        supervisor = self.runtime.spawn("supervisor", RecordingSupervisor(self.recorder))
+        self.server = Server(node, binaries, account, self.sink)
+        self.actor = PostgresProcess(node, supervisor, self.server)
+        self.ref: Ref[Any] = self.runtime.spawn("postgres", self.actor)
+        self._operation = 0
+
+    # --- Talking to it
+
+    def wait_for(self, *kinds: type[Message], after: int = 0) -> Any:
+        """Wait for the first message of one of these kinds that was told after that many others."""
+        found: list[Any] = []
+
+        def there() -> bool:
+            entries = self.recorder.entries
+            failed = [entry for entry in entries if isinstance(entry, ActorFailed)]
+            assert not failed, failed
+            found[:] = [entry for entry in entries[after:] if isinstance(entry, kinds)]
+            return bool(found)
+
+        with self.recorder.changed:
+            assert self.recorder.changed.wait_for(there, WAIT_S), (kinds, self.recorder.entries)
+        return found[0]
+
+    def tell(self, message: Message, *outcomes: type[Message]) -> Any:
+        """Send a command and return its outcome."""
+        before = len(self.recorder.entries)
+        self.ref.tell(message)
+        return self.wait_for(*outcomes, after=before)
+
+    @property
+    def operation(self) -> int:
+        self._operation += 1
+        return self._operation
+
+    def inspect(self) -> Any:
+        return self.tell(InspectPgdata(), PgdataInspected, PgdataRefused)
+
+    def check(self, spec: ComputeSpec) -> Any:
+        return self.tell(
+            CheckConfiguration(self.operation, spec), ConfigurationAccepted, ConfigurationRefused
+        )
+
+    def prepare(self, spec: ComputeSpec | None = None) -> Any:
+        return self.tell(PreparePgdata(self.operation, spec or fast_spec()), PgdataPrepared, PgdataFailed)
+
+    def launch(self, spec: ComputeSpec | None = None) -> Any:
+        return self.tell(
+            StartPostgres(self.operation, spec or fast_spec()), PostgresReady, PostgresStartFailed
+        )
+
+    def install(self, spec: ComputeSpec) -> Any:
+        return self.tell(
+            InstallConfiguration(self.operation, spec), ConfigurationInstalled, ConfigurationInstallFailed
+        )
+
+    def stop(self, budget_s: float = 20.0) -> PostgresStopped:
+        stopped = self.tell(StopPostgres(budget_s), PostgresStopped)
+        assert isinstance(stopped, PostgresStopped)
+        return stopped
+
+    def start(self, spec: ComputeSpec | None = None) -> PostgresReady:
+        """Do all steps of a start."""
+        inspected = self.inspect()
+        assert isinstance(inspected, PgdataInspected), inspected
+        prepared = self.prepare(spec)
+        assert isinstance(prepared, PgdataPrepared), prepared
+        ready = self.launch(spec)
+        assert isinstance(ready, PostgresReady), ready
+        return ready
+
+    def heard(self, kind: type[M]) -> list[M]:
+        return [entry for entry in tuple(self.recorder.entries) if isinstance(entry, kind)]
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run one statement as the superuser."""
+        with self.connect() as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def connect(self) -> "psycopg.Connection[Any]":
+        keywords: dict[str, Any] = params(parse_connstr(self.settings.connstr), application_name="test")
+        return psycopg.connect(autocommit=True, **keywords)
+
+    @property
+    def pgdata(self) -> Path:
+        return Path(self.settings.pgdata)
+
+    def abandon(self) -> None:
+        """Forget it without a stop, as a SIGKILL of the supervisor would: only its lock is given back."""
+        left = self.runtime.stop(5)
+        assert left == (), left
+        self.server.release()
+
+    def close(self) -> None:
+        """End whatever there is."""
+        if self.runtime.ref("postgres") and self.actor.phase.value not in {"idle", "gone"}:
+            with contextlib.suppress(AssertionError):
+                self.stop(5.0)
+        self.abandon()
+
+
+class MakeProcess(Protocol):
+    """Makes a PostgresProcess over `<folder>/pgdata`; the keywords are fields of NodeSettings."""
+
+    def __call__(self, binaries: Binaries, **changes: Any) -> Process: ...
+
+
+@pytest.fixture
+def make_process(postgres_folder: Path, free_port: Ports, account: Account | None) -> Iterator[MakeProcess]:
+    """Call it for a PostgresProcess, as often as needed; all are stopped after the test."""
+    made: list[Process] = []
+    port = free_port()
+
+    def make(binaries: Binaries, **changes: Any) -> Process:
+        fields = {
+            "pgdata": str(postgres_folder / "pgdata"),
+            "connstr": f"postgresql://cloud_admin@localhost:{port}/postgres",
+            "postgres_bin": binaries.postgres,
+        }
+        process = Process(settings(**(fields | changes)), binaries, account)
+        made.append(process)
+        return process
+
+    yield make
+    for process in reversed(made):
+        process.close()
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    """Start work on a thread."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def snapshot(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Everything that can be told of a tree: names, modes, owners, times, contents."""
+    found = {}
+    for path in sorted([folder, *folder.rglob("*")]):
+        status = path.lstat()
+        content: object = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = path.read_bytes()
+        found[str(path.relative_to(folder))] = (
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+            status.st_ino,
+            content,
+        )
+    return found
+
+
+__all__ = ["Cancellation", "MakeProcess", "Process", "fast_spec", "make_process", "snapshot", "text"]
