@@ -1,7 +1,6 @@
 """A PostgresProcess with its real port, and a Supervisor that only records what it is told."""
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,7 +190,7 @@ class Process:
 
     def close(self) -> None:
         """End whatever there is."""
-        if self.runtime.ref("postgres") and self.actor.phase.value not in {"idle", "gone"}:
+        if self.actor.phase.value not in {"idle", "gone"}:
             with contextlib.suppress(AssertionError):
                 self.stop(5.0)
         self.abandon()
@@ -238,7 +237,7 @@ def snapshot(folder: Path) -> dict[str, tuple[Any, ...]]:
         status = path.lstat()
         content: object = None
         if path.is_symlink():
-            content = os.readlink(path)
+            content = str(path.readlink())
         elif path.is_file():
             content = path.read_bytes()
         found[str(path.relative_to(folder))] = (
