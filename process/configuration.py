@@ -57,11 +57,10 @@ def _decode(path: str, decoder: msgspec.json.Decoder[Any]) -> Any:  # noqa: ANN4
 
 
 def _with_position(text: str, data: bytes) -> str:
-    """Add line and column to a decoder's «(byte 123)», which is how people look things up."""
+    """Turn a decoder's «(byte 123)» into line and column; without one it is the end of the data."""
     head, found, tail = text.partition("(byte ")
-    if not found or not tail.rstrip(")").isdigit():
-        return text
-    at = int(tail.rstrip(")"))
+    at = int(tail.rstrip(")")) if found and tail.rstrip(")").isdigit() else len(data)
+    head = head if found else f"{text} "
     before = data[:at]
     line = before.count(b"\n") + 1
     column = at - (before.rfind(b"\n") + 1) + 1

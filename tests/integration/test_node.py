@@ -450,7 +450,7 @@ def test_the_source_pageserver_validates_and_says_that_it_comes_later(
             safekeeper_connstrings=["sk1:5454"],
         )
     )
-    assert "source pageserver" in said_at_the_end(node)
+    assert "comes later" in said_at_the_end(node)
     assert not node.pgdata.exists()
 
 
