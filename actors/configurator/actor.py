@@ -1,0 +1,113 @@
+"""The Configurator: one application of a spec at a time, as a job; its outcome goes to the Supervisor."""
+
+import logging
+from functools import partial
+from typing import ClassVar, TypeAlias, assert_never
+
+from typing_extensions import override
+
+from ...messages.base import Message
+from ...messages.catalog import ApplyFailed, ApplySpec, CancelApply, SpecApplied
+from ...messages.metrics import APPLIED_STATEMENTS
+from ...messages.settings import NodeSettings
+from ...messages.spec import Mode
+from ..kit.actor import Actor, Ref
+from ..kit.jobs import Cancellation, CancelledError, Job, describe
+from .port import Administration, AdministrationError, Order
+
+log = logging.getLogger(__name__)
+
+
+class Applied(Message, frozen=True):
+    """Tells the Configurator how its job ended. Without `errors` the spec is applied."""
+
+    operation: int
+    statements: int = 0
+    seen: frozenset[int] = frozenset()
+    errors: tuple[str, ...] = ()
+
+
+Heard: TypeAlias = ApplySpec | CancelApply | Applied
+Told: TypeAlias = SpecApplied | ApplyFailed
+
+
+class _Running:
+    def __init__(self, operation: int, job: Job, began_s: float) -> None:
+        self.operation = operation
+        self.job = job
+        self.began_s = began_s
+
+
+class Configurator(Actor[Heard]):
+    """Brings roles, databases and grants to the described state."""
+
+    max_jobs: ClassVar[int] = 1
+
+    def __init__(self, settings: NodeSettings, supervisor: Ref[Told], administration: Administration) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        self._administration = administration
+        self._running: _Running | None = None
+        self._seen: frozenset[int] = frozenset()
+        """Databases that were brought to their described state in this process's life, by oid."""
+
+    @override
+    def receive(self, message: Heard) -> None:
+        match message:
+            case ApplySpec():
+                self._apply(message)
+            case CancelApply(operation):
+                if self._running is not None and self._running.operation == operation:
+                    self._running.job.cancel()
+            case Applied():
+                self._applied(message)
+            case _:
+                assert_never(message)
+
+    def _apply(self, command: ApplySpec) -> None:
+        spec = command.spec
+        if self._running is not None:
+            reason = f"the spec of operation {self._running.operation} is still being applied"
+            self._supervisor.tell(ApplyFailed(command.operation, reason))
+        elif spec.skip_pg_catalog_updates or spec.compute_mode is not Mode.PRIMARY:
+            self._supervisor.tell(SpecApplied(command.operation, statements=0, took_ms=0))
+        else:
+            order = Order(spec, command.starting, self._settings.privileged_role_name, self._seen)
+            job = self.start_job(
+                "apply the spec",
+                partial(_work, self._administration, order, command.operation),
+                failed=partial(_failed, command.operation),
+            )
+            self._running = _Running(command.operation, job, self.clock.now())
+
+    def _applied(self, outcome: Applied) -> None:
+        running, self._running = self._running, None
+        took_ms = 0 if running is None else round((self.clock.now() - running.began_s) * 1000)
+        self._seen = outcome.seen
+        self.metrics.add(APPLIED_STATEMENTS, outcome.statements)
+        if outcome.errors:
+            error = "cannot apply the spec: " + " | ".join(outcome.errors)
+            log.error("%s", error)
+            self._supervisor.tell(ApplyFailed(outcome.operation, error))
+        else:
+            log.info("the spec is applied: %d changes in %d ms", outcome.statements, took_ms)
+            self._supervisor.tell(SpecApplied(outcome.operation, outcome.statements, took_ms))
+
+
+def _work(
+    administration: Administration, order: Order, operation: int, cancellation: Cancellation
+) -> Applied:
+    report = administration.apply(order, cancellation)
+    return Applied(operation, report.statements, report.seen, report.errors)
+
+
+def _failed(operation: int, error: Exception) -> Applied:
+    match error:
+        case CancelledError():
+            reason = "it was broken off because it was asked to end; applying it again goes on from there"
+        case AdministrationError():
+            reason = str(error)
+        case _:
+            log.error("applying the spec failed in an unexpected way", exc_info=error)
+            reason = describe(error)
+    return Applied(operation, errors=(reason,))

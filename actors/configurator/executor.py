@@ -1,0 +1,410 @@
+"""Applies specs over libpq: statements in pipelines, visits in parallel. Imported late."""
+
+import asyncio
+import resource
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, Final, TypeAlias, TypeVar
+
+import msgspec
+from psycopg import AsyncConnection, Error, OperationalError, generators, sql, waiting
+from psycopg.abc import PQGen
+from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.rows import TupleRow
+from typing_extensions import override
+
+from ...messages.secret import MASK
+from ...postgres.connection import QUIET_OPTIONS, Target, connect, parse_connstr, run_async
+from ..kit.jobs import Cancellation
+from . import apply as application
+from . import operations as op
+from .catalog import Question, Row, read_facts, read_snapshot, snapshot_questions, visit_questions
+from .desired import BOOTSTRAP_SUPERUSER
+from .limits import visit_limit
+from .model import Catalog
+from .operations import database_named, shown
+from .phases import Visit
+from .port import (
+    AdministrationError,
+    DecideVisit,
+    Failure,
+    Order,
+    Outcome,
+    Report,
+    Session,
+    VisitOutcome,
+)
+from .sql import statements
+
+START_NAME: Final = "compute_ctl:apply_config"
+RECONFIGURE_NAME: Final = "compute_ctl:reconfigure"
+
+APPLY_LIMIT_S: Final = 540.0
+"""One application in all; a waiter of the API waits a minute longer."""
+CREATING_CONNECTIONS: Final = 4
+"""CREATE DATABASE gains from a few sessions (half the time on two processors), and not from more."""
+ATTEMPTS: Final = 3
+"""For what another session may have caused; each waits for at most the lock timeout."""
+
+OPTIONS: Final = (
+    *QUIET_OPTIONS,
+    "pg_stat_statements.track=none",  # it keeps the text of statements, passwords included
+    "search_path=",  # only pg_catalog: nothing of a user's can stand in for what we mean
+    "lock_timeout=10s",
+    "client_connection_check_interval=100ms",  # an application that was broken off ends in the server, too
+    "session_replication_role=replica",  # event triggers of users stay out of our statements
+)
+MAINTENANCE_OPTIONS: Final = (*OPTIONS, "neon.forward_ddl=false")
+EVENT_TRIGGERS_OFF: Final = "event_triggers=off"
+EVENT_TRIGGERS_SINCE: Final = 170000
+
+TRANSIENT: Final = frozenset({b"55P03", b"40P01", b"40001", b"55006", b"XX000"})
+"""Lock timeout, deadlock, serialisation, object in use, and `tuple concurrently updated`."""
+LOCK_TIMEOUT: Final = b"55P03"
+
+Connection: TypeAlias = AsyncConnection[TupleRow]
+Unit: TypeAlias = tuple[op.AnyOperation, ...]
+T = TypeVar("T")
+
+
+def apply(connstr: str, order: Order, cancellation: Cancellation) -> Report:
+    """Apply a spec to the Postgres of that URL, on this thread; see `port.Administration`."""
+    return run_async(partial(_apply, parse_connstr(connstr), order), cancellation)
+
+
+async def _apply(target: Target, order: Order) -> Report:
+    session = PostgresSession(target, order)
+    try:
+        async with asyncio.timeout(APPLY_LIMIT_S):
+            return await application.apply(session, order)
+    except TimeoutError:
+        msg = (
+            f"it was broken off after {APPLY_LIMIT_S:g} s: Postgres is too slow, or something holds it up; "
+            "applying the spec again goes on from there"
+        )
+        raise AdministrationError(msg) from None
+    finally:
+        session.close()
+
+
+class PostgresSession(Session):
+    """An administration over real connections; all are closed by `close`."""
+
+    def __init__(self, target: Target, order: Order) -> None:
+        self.connections_opened = 0
+        self._target = target
+        self._order = order
+        self._name = START_NAME if order.starting else RECONFIGURE_NAME
+        self._maintenance: list[Connection] = []
+        self._limit = 1
+        self._visit_options: tuple[str, ...] = OPTIONS
+
+    @property
+    @override
+    def administrator(self) -> str:
+        return self._target.user
+
+    @property
+    @override
+    def system_database(self) -> str:
+        return self._target.dbname
+
+    def close(self) -> None:
+        """Close the maintenance connections; what runs on them ends."""
+        for connection in self._maintenance:
+            connection.pgconn.finish()
+
+    @override
+    async def snapshot(self, departing: frozenset[str]) -> Catalog:
+        where = f"{self._target.host}, port {self._target.port}"
+        try:
+            connection = await self._connect_or_bootstrap()
+            answers = await _ask(connection, snapshot_questions(departing))
+        except (Error, _StatementError) as error:
+            msg = f"cannot read the catalog of the Postgres at {where} as {shown(self.administrator)}: {_line(error)}"
+            raise AdministrationError(msg) from error
+        session, catalog = read_snapshot(answers)
+        if session.user != self.administrator:
+            msg = (
+                f"the connection acts as {shown(session.user)} instead of {shown(self.administrator)}: "
+                "remove `role` from the options of --connstr"
+            )
+            raise AdministrationError(msg)
+        if session.in_recovery:
+            msg = f"the Postgres at {where} is in recovery and takes no changes; a Primary must have left it"
+            raise AdministrationError(msg)
+        self._limit = visit_limit(
+            self._order.spec,
+            starting=self._order.starting,
+            max_connections=session.max_connections,
+            descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        )
+        if catalog.server_version >= EVENT_TRIGGERS_SINCE:
+            self._visit_options = (*OPTIONS, EVENT_TRIGGERS_OFF)
+        return catalog
+
+    @override
+    async def execute(self, operations: Sequence[op.Maintaining]) -> Outcome:
+        lanes = await self._lanes(operations)
+        try:
+            outcomes = await _together([partial(_carry_out, connection, lane) for connection, lane in lanes])
+        except Error as error:
+            phase = operations[0].phase.value
+            msg = f"{phase}: the connection to Postgres was lost: {_line(error)}; applying it again goes on from there"
+            raise AdministrationError(msg) from error
+        return Outcome(sum(o.done for o in outcomes), tuple(f for o in outcomes for f in o.failures))
+
+    @override
+    async def visit(self, visits: Sequence[Visit], decide: DecideVisit) -> tuple[VisitOutcome, ...]:
+        waiting_visits = deque(visits)
+        outcomes: list[VisitOutcome] = []
+        refused: list[Visit] = []
+
+        async def work() -> None:
+            while waiting_visits:
+                visit = waiting_visits.popleft()
+                try:
+                    outcomes.append(await self._visit(visit, decide))
+                except OperationalError:
+                    refused.append(visit)
+
+        await _together([work] * min(self._limit, len(visits)))
+        for visit in refused:  # perhaps there were no free connections: now there are
+            try:
+                outcomes.append(await self._visit(visit, decide))
+            except OperationalError as error:
+                failure = Failure(f"look into {database_named(visit.database)}", _line(error))
+                outcomes.append(VisitOutcome(visit, failures=(failure,)))
+        return tuple(outcomes)
+
+    async def _visit(self, visit: Visit, decide: DecideVisit) -> VisitOutcome:
+        connection = await self._connect(self._target, visit.database, self._visit_options)
+        try:
+            user, facts = read_facts(
+                await _ask(connection, visit_questions(visit, self._order.privileged_role))
+            )
+            if user != self.administrator:
+                reason = f"the session acts as {shown(user)} instead of {shown(self.administrator)}"
+                failure = Failure(f"look into {database_named(visit.database)}", reason)
+                return VisitOutcome(visit, failures=(failure,))
+            outcome = await _carry_out(connection, decide(visit, facts))
+            return VisitOutcome(visit, facts.oid, outcome.done, outcome.failures)
+        except _StatementError as error:
+            failure = Failure(f"look into {database_named(visit.database)}", str(error))
+            return VisitOutcome(visit, failures=(failure,))
+        finally:
+            connection.pgconn.finish()
+
+    async def _connect(self, target: Target, dbname: str | None, options: Sequence[str]) -> Connection:
+        connection = await connect(target, application_name=self._name, dbname=dbname, extra_options=options)
+        self.connections_opened += 1
+        connection.pgconn.enter_pipeline_mode()
+        return connection
+
+    async def _connect_or_bootstrap(self) -> Connection:
+        """Connect; where the superuser of `-C` is still to be made, make it.
+
+        libpq does not tell why a login was refused, so every refusal is looked into.
+        """
+        try:
+            connection = await self._connect(self._target, None, MAINTENANCE_OPTIONS)
+        except OperationalError:
+            if not await self._bootstrapped():
+                raise
+            connection = await self._connect(self._target, None, MAINTENANCE_OPTIONS)
+        self._maintenance.append(connection)
+        return connection
+
+    async def _bootstrapped(self) -> bool:
+        """Create the superuser of `-C` as the one of old clusters; False where that cannot or need not be."""
+        user = sql.Identifier(self.administrator)
+        older = msgspec.structs.replace(self._target, user=BOOTSTRAP_SUPERUSER)
+        exists = (b"SELECT FROM pg_catalog.pg_authid WHERE rolname = $1", (self.administrator.encode(),))
+        try:
+            connection = await self._connect(older, None, MAINTENANCE_OPTIONS)
+        except OperationalError:
+            return False
+        try:
+            if (await _ask(connection, (exists,)))[0]:
+                return False
+            create = sql.SQL("CREATE ROLE {} SUPERUSER LOGIN").format(user).as_bytes(connection)
+            grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(BOOTSTRAP_SUPERUSER), user)
+            await _ask(connection, ((create, ()), (grant.as_bytes(connection), ())))
+        except (Error, _StatementError):
+            return False
+        finally:
+            connection.pgconn.finish()
+        return True
+
+    async def _lanes(
+        self, operations: Sequence[op.Maintaining]
+    ) -> list[tuple[Connection, Sequence[op.Maintaining]]]:
+        """Share operations among connections: several only for creating databases, never one database on two."""
+        names = [operation.name for operation in operations if isinstance(operation, op.CreateDatabase)]
+        while len(self._maintenance) < min(len(names), self._limit, CREATING_CONNECTIONS):
+            try:
+                self._maintenance.append(await self._connect(self._target, None, MAINTENANCE_OPTIONS))
+            except OperationalError:
+                break  # fewer will do
+        lane_of = {name: number % len(self._maintenance) for number, name in enumerate(names)}
+        lanes: list[list[op.Maintaining]] = [[] for _ in self._maintenance]
+        for operation in operations:
+            name = operation.name if isinstance(operation, op.CreateDatabase | op.GrantDatabase) else None
+            lanes[lane_of.get(name or "", 0)].append(operation)
+        return [(connection, lane) for connection, lane in zip(self._maintenance, lanes, strict=True) if lane]
+
+
+# --- Conversations ---------------------------------------------------------------------------------------
+
+
+class _StatementError(Exception):
+    """A question that Postgres refused to answer."""
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    """What Postgres said of a statement of a unit; `number` counts its statements."""
+
+    number: int
+    sqlstate: bytes
+    text: str
+
+
+async def _carry_out(connection: Connection, operations: Iterable[op.AnyOperation]) -> Outcome:
+    """Run all operations; what another session may have disturbed is tried again. Raises psycopg.Error."""
+    pending = [unit for key, group in groupby(operations, key=_joint) for unit in _units(key, group)]
+    done = 0
+    failures: list[Failure] = []
+    for attempt in range(1, ATTEMPTS + 1):
+        rendered = [
+            [
+                (statement.as_bytes(connection), ())
+                for operation in unit
+                for statement in statements(operation)
+            ]
+            for unit in pending
+        ]
+        answers = await _converse(connection, rendered)
+        refused = [
+            (unit, bad) for unit, results in zip(pending, answers, strict=True) if (bad := _refusal(results))
+        ]
+        done += sum(map(len, pending)) - sum(len(unit) for unit, _ in refused)
+        disturbed = {unit[0].subject for unit, bad in refused if bad.sqlstate in TRANSIENT}
+        last = attempt == ATTEMPTS
+        blamed: set[str] = set()  # what follows from the first failure of an object is not worth a line
+        for unit, bad in refused:
+            subject = unit[0].subject
+            if (last or subject not in disturbed) and subject not in blamed:
+                blamed.add(subject)
+                failures.append(_failure(unit, bad))
+        pending = [] if last else [unit for unit, _ in refused if unit[0].subject in disturbed]
+        if not pending:
+            break
+    return Outcome(done, tuple(failures))
+
+
+def _joint(operation: op.AnyOperation) -> str | None:
+    return operation.unit
+
+
+def _units(key: str | None, operations: Iterable[op.AnyOperation]) -> list[Unit]:
+    return [(operation,) for operation in operations] if key is None else [tuple(operations)]
+
+
+def _failure(unit: Unit, bad: _Refused) -> Failure:
+    blamed, counted = unit[0], 0
+    for operation in unit:
+        counted += len(statements(operation))
+        if bad.number < counted:
+            blamed = operation
+            break
+    text = bad.text
+    if isinstance(blamed, op.CreateRole | op.AlterRole) and blamed.password is not None:
+        text = text.replace(blamed.password.reveal(), MASK)
+    return Failure(blamed.describe(), text)
+
+
+async def _ask(connection: Connection, questions: Sequence[Question]) -> list[list[Row]]:
+    """Return the rows of each answer. Raises _StatementError and psycopg.Error."""
+    (results,) = await _converse(connection, [questions])
+    if (bad := _refusal(results)) is not None:
+        raise _StatementError(bad.text)
+    return [
+        [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
+        for result in results
+    ]
+
+
+async def _converse(connection: Connection, units: Sequence[Sequence[Question]]) -> list[list[PGresult]]:
+    """Send all units without waiting, each a transaction, and return their results.
+
+    Breaking it off closes the connection: what was sent and not yet begun is then never run.
+    """
+    pgconn = connection.pgconn
+    try:
+        return await waiting.wait_async(_conversation(pgconn, units), pgconn.socket, interval=1.0)
+    except BaseException:
+        pgconn.finish()
+        raise
+
+
+def _conversation(pgconn: PGconn, units: Sequence[Sequence[Question]]) -> PQGen[list[list[PGresult]]]:
+    commands: deque[Callable[[], None]] = deque()
+    for unit in units:
+        commands += [
+            partial(pgconn.send_query_params, query, parameters or None) for query, parameters in unit
+        ]
+        commands.append(pgconn.pipeline_sync)
+    answers: list[list[PGresult]] = []
+    current: list[PGresult] = []
+    received = yield from generators.pipeline_communicate(pgconn, commands)
+    while True:
+        for results in received:
+            if results and results[0].status == ExecStatus.PIPELINE_SYNC:
+                answers.append(current)
+                current = []
+            else:
+                current += results
+        if len(answers) == len(units):
+            return answers
+        received = [(yield from generators.fetch_many(pgconn))]
+
+
+def _refusal(results: Sequence[PGresult]) -> _Refused | None:
+    """Return the first error among the results of one unit."""
+    for number, result in enumerate(results):
+        if result.status == ExecStatus.FATAL_ERROR:
+            return _Refused(number, result.error_field(DiagnosticField.SQLSTATE) or b"", _reason(result))
+    return None
+
+
+def _reason(result: PGresult) -> str:
+    """Put an error into one line; never with the text of the statement, as libpq's own message has it."""
+
+    def field(which: DiagnosticField) -> str:
+        return " ".join((result.error_field(which) or b"").decode(errors="replace").split())
+
+    text = f"{field(DiagnosticField.MESSAGE_PRIMARY)} (SQLSTATE {field(DiagnosticField.SQLSTATE)})"
+    if detail := field(DiagnosticField.MESSAGE_DETAIL):
+        text += f"; {detail}"
+    if result.error_field(DiagnosticField.SQLSTATE) == LOCK_TIMEOUT:
+        text += "; another session holds a lock that is needed: end it (see pg_locks), then apply again"
+    return text
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+async def _together(works: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    """Run all at the same time; the first exception ends the others and is raised as it is."""
+    if len(works) == 1:
+        return [await works[0]()]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work()) for work in works]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

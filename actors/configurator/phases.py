@@ -1,0 +1,310 @@
+"""The planner: from a catalog and a spec to the operations that are needed, phase by phase. Pure.
+
+One plan builder for the start and for reconfigurations. A phase sees the catalog as the phases before it
+leave it. To add a phase: a function here, its place in MAINTENANCE (or a visit), its operations in
+operations.py, model.py and sql.py.
+"""
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ...messages.spec import ComputeSpec
+from . import operations as op
+from .desired import (
+    BOOTSTRAP_SUPERUSER,
+    PROTECTED_DATABASES,
+    Context,
+    Desired,
+    Refusal,
+    desired,
+    protected_role,
+)
+from .model import SHARED, Catalog, DatabaseFacts, Draft, Holdings
+from .operations import Phase, database_named, role_named
+from .renames import Deletion, Renaming
+
+NEON_SCHEMA: Final = "neon"
+WEB_ACCESS_SINCE: Final = 150000
+"""Before Postgres 15 everybody may create in the schema public."""
+
+
+class Maintenance(msgspec.Struct, frozen=True):
+    """Operations of one phase, on the maintenance connection, in this order."""
+
+    phase: Phase
+    operations: tuple[op.Maintaining, ...]
+
+
+class Visit(msgspec.Struct, frozen=True):
+    """One database to look into."""
+
+    database: str
+    owner: str
+    """Who gets what departing roles own there."""
+    permissions: bool
+    """Whether the spec lists it, so that its schema permissions are put right."""
+    departing: tuple[str, ...] = ()
+    shared: bool = False
+    """Whether departing roles are to let go of what belongs to no database, too."""
+
+
+class Visits(msgspec.Struct, frozen=True):
+    """Databases that may be visited at the same time."""
+
+    visits: tuple[Visit, ...]
+    phase: Phase = Phase.VISIT_DATABASES
+
+
+Step: TypeAlias = Maintenance | Visits
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is to be done, in order; the operations of a visit are planned when its facts are known."""
+
+    steps: tuple[Step, ...]
+    catalog: Catalog
+    """As it is when all this is done, but for what the visits find."""
+    refusals: tuple[Refusal, ...] = ()
+    """Parts of the spec that are left out; all else is done, and then the application fails."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def operations(self) -> tuple[op.Maintaining, ...]:
+        """All operations that do not depend on a visit."""
+        return tuple(
+            operation for step in self.steps if isinstance(step, Maintenance) for operation in step.operations
+        )
+
+    @property
+    def visits(self) -> tuple[Visit, ...]:
+        """All visits."""
+        return tuple(visit for step in self.steps if isinstance(step, Visits) for visit in step.visits)
+
+
+class Planner:
+    """What the phases share: the wish, the catalog so far, and what is to be told about the plan."""
+
+    def __init__(self, catalog: Catalog, wish: Desired, context: Context) -> None:
+        self.draft = Draft(catalog)
+        self.wish = wish
+        self.context = context
+        self.refusals = list(wish.refusals)
+        self.warnings: list[str] = []
+
+    def refuse(self, subject: str, reason: str) -> None:
+        """Leave this part of the spec out."""
+        self.refusals.append(Refusal(subject, reason))
+
+
+Decide: TypeAlias = Callable[[Planner], Iterator[op.Maintaining]]
+
+
+def plan(catalog: Catalog, spec: ComputeSpec, context: Context) -> Plan:
+    """Say what brings the catalog to the state that the spec describes."""
+    planner = Planner(catalog, desired(spec, context), context)
+    before = [_maintenance(planner, phase, decide) for phase, decide in BEFORE_VISITS]
+    visits = _visits(planner, {name for step in before for name in _touched(step.operations)})
+    after = [_maintenance(planner, phase, decide) for phase, decide in AFTER_VISITS]
+    return Plan(
+        (*filter(_is_needed, before), *visits, *filter(_is_needed, after)),
+        planner.draft.catalog(),
+        tuple(planner.refusals),
+        tuple(planner.warnings),
+    )
+
+
+def _maintenance(planner: Planner, phase: Phase, decide: Decide) -> Maintenance:
+    made = []
+    for operation in decide(planner):
+        planner.draft.record(operation)
+        made.append(operation)
+    return Maintenance(phase, tuple(made))
+
+
+def _is_needed(step: Maintenance) -> bool:
+    return bool(step.operations)
+
+
+# --- Before the visits -----------------------------------------------------------------------------------
+
+
+def create_privileged_role(planner: Planner) -> Iterator[op.Maintaining]:
+    """Make sure that there is a role for those who administer databases."""
+    if planner.context.privileged_role not in planner.draft.roles:
+        yield op.CreatePrivilegedRole(planner.context.privileged_role)
+
+
+def drop_invalid_databases(planner: Planner) -> Iterator[op.Maintaining]:
+    """Finish interrupted drops, also of databases that the spec does not know; it may create them anew."""
+    for name, database in tuple(planner.draft.databases.items()):
+        if not database.valid:
+            yield op.DropInvalidDatabase(name)
+
+
+def rename_roles(planner: Planner) -> Iterator[op.Maintaining]:
+    """Rename a role that exists to a name that does not."""
+    for change in planner.wish.role_renamings:
+        if (source := _source(change, planner.draft.roles)) is not None:
+            yield op.RenameRole(source, change.target)
+
+
+def create_and_alter_roles(planner: Planner) -> Iterator[op.Maintaining]:
+    """Create what is missing; of an existing role only the password is compared, as it is stored."""
+    for wish in planner.wish.roles:
+        known = planner.draft.roles.get(wish.name)
+        if known is not None and wish.password in (UNSET, known.password):
+            continue
+        if (reason := protected_role(wish.name, planner.context)) is not None:
+            verb = "created" if known is None else "changed"
+            planner.refuse(role_named(wish.name), f"it must not be {verb}: {reason}")
+            continue
+        password = None if isinstance(wish.password, UnsetType) else wish.password
+        if known is not None:
+            yield op.AlterRole(wish.name, password, wish.options)
+        else:
+            group = None if wish.for_tokens else planner.context.privileged_role
+            yield op.CreateRole(wish.name, password, wish.options, group)
+
+
+def rename_and_delete_databases(planner: Planner) -> Iterator[op.Maintaining]:
+    """Do what the spec's list asks for and the catalog shows as not done."""
+    databases = planner.draft.databases
+    for change in planner.wish.database_changes:
+        if isinstance(change, Renaming):
+            if (source := _source(change, databases)) is not None:
+                yield op.RenameDatabase(source, change.target)
+        elif change.name in databases and _is_due(change, databases):
+            if databases[change.name].template:
+                yield op.ClearTemplateFlag(change.name)
+            yield op.DropDatabase(change.name)
+
+
+def create_and_alter_databases(planner: Planner) -> Iterator[op.Maintaining]:
+    """Create what is missing and put owners right; the first grant follows its creation, now or later."""
+    draft, context = planner.draft, planner.context
+    for wish in planner.wish.databases:
+        known = draft.databases.get(wish.name)
+        if known is None:
+            yield op.CreateDatabase(wish.name, wish.owner, wish.options)
+        elif known.owner != wish.owner:
+            yield op.AlterDatabaseOwner(wish.name, wish.owner)
+        of_ours = wish.name not in PROTECTED_DATABASES | {context.system_database}
+        if of_ours and draft.databases[wish.name].grants_untouched:
+            yield op.GrantDatabase(wish.name, context.privileged_role)
+    for name, database in tuple(draft.databases.items()):
+        if database.owner in planner.wish.departing:
+            yield op.AlterDatabaseOwner(name, context.administrator)
+
+
+def create_schema_neon(planner: Planner) -> Iterator[op.Maintaining]:
+    """Make sure that there is a place for this program's own tables."""
+    if NEON_SCHEMA not in planner.draft.schemas:
+        yield op.CreateSchema(NEON_SCHEMA)
+
+
+# --- The visits ------------------------------------------------------------------------------------------
+
+
+def _visits(planner: Planner, touched: set[str]) -> tuple[Visits, ...]:
+    """Choose the databases to visit.
+
+    A listed one that is new, has a new owner, or was not yet seen; and wherever a departing role holds
+    something. What belongs to no database is released first and in one place: two sessions that change
+    the same shared privileges disturb each other.
+    """
+    departing = _departing(planner)
+    system = planner.context.system_database
+    chosen = []
+    for name, database in planner.draft.databases.items():
+        owner = planner.wish.owner_of(name)
+        leaving = tuple(role for role in departing if (name, role) in planner.draft.dependents)
+        shared = name == system and any((SHARED, role) in planner.draft.dependents for role in departing)
+        unseen = owner is not None and (name in touched or database.oid not in planner.context.seen)
+        if not (leaving or shared or unseen):
+            continue
+        if not (database.connectable and database.valid):
+            planner.warnings.append(f"{database_named(name)} takes no connections: it was not looked into")
+            continue
+        heir = owner or (planner.context.administrator if name == system else database.owner)
+        chosen.append(Visit(name, heir, owner is not None, departing if shared else leaving, shared))
+    first = tuple(visit for visit in chosen if visit.shared)
+    rest = tuple(visit for visit in chosen if not visit.shared)
+    return tuple(Visits(group) for group in (first, rest) if group)
+
+
+def plan_visit(
+    visit: Visit, facts: DatabaseFacts, catalog: Catalog, context: Context
+) -> tuple[op.Visiting, ...]:
+    """Say what is to be done in one database, by what was found there."""
+    operations: list[op.Visiting] = []
+    for role in visit.departing:
+        if (held := facts.holdings.get(role)) is not None:
+            operations += _release(visit, role, held)
+    if visit.permissions and facts.public_owner is not None:
+        operations += _schema_permissions(visit, facts, catalog, context)
+    return tuple(operations)
+
+
+def _release(visit: Visit, role: str, held: Holdings) -> Iterator[op.Visiting]:
+    if held.owns:
+        yield op.ReassignOwned(visit.database, role, visit.owner)
+    for grantor, schema, target in sorted(held.foreign_grants, key=repr):
+        yield op.RevokeGrants(visit.database, role, grantor, schema, target)
+    yield op.DropOwned(visit.database, role)
+
+
+def _schema_permissions(
+    visit: Visit, facts: DatabaseFacts, catalog: Catalog, context: Context
+) -> Iterator[op.Visiting]:
+    makers = {context.administrator, BOOTSTRAP_SUPERUSER}
+    if facts.public_owner in makers and facts.public_owner != visit.owner:
+        yield op.SetPublicOwner(visit.database, visit.owner)
+    if facts.has_web_access and not facts.web_access_creates and catalog.server_version >= WEB_ACCESS_SINCE:
+        yield op.GrantPublicToWebAccess(visit.database)
+    for target in op.DefaultTarget:
+        if target not in facts.default_privileges:
+            yield op.AlterDefaultPrivileges(visit.database, context.privileged_role, target)
+
+
+# --- After the visits ------------------------------------------------------------------------------------
+
+
+def drop_roles(planner: Planner) -> Iterator[op.Maintaining]:
+    """Drop the departing roles, which by now hold nothing."""
+    for name in _departing(planner):
+        yield op.DropRole(name)
+
+
+BEFORE_VISITS: Final[tuple[tuple[Phase, Decide], ...]] = (
+    (Phase.CREATE_PRIVILEGED_ROLE, create_privileged_role),
+    (Phase.DROP_INVALID_DATABASES, drop_invalid_databases),
+    (Phase.RENAME_ROLES, rename_roles),
+    (Phase.CREATE_AND_ALTER_ROLES, create_and_alter_roles),
+    (Phase.RENAME_AND_DELETE_DATABASES, rename_and_delete_databases),
+    (Phase.CREATE_AND_ALTER_DATABASES, create_and_alter_databases),
+    (Phase.CREATE_SCHEMA_NEON, create_schema_neon),
+)
+AFTER_VISITS: Final[tuple[tuple[Phase, Decide], ...]] = ((Phase.DROP_ROLES, drop_roles),)
+
+
+def _touched(operations: Iterable[op.Maintaining]) -> Iterator[str]:
+    for operation in operations:
+        if isinstance(operation, op.CreateDatabase | op.AlterDatabaseOwner):
+            yield operation.name
+
+
+def _departing(planner: Planner) -> tuple[str, ...]:
+    return tuple(role for role in planner.wish.departing if role in planner.draft.roles)
+
+
+def _source(change: Renaming, known: Container[str]) -> str | None:
+    if change.target in known or not _is_due(change, known):
+        return None
+    return next((name for name in change.sources if name in known), None)
+
+
+def _is_due(change: Renaming | Deletion, known: Container[str]) -> bool:
+    return not change.only_before or any(name in known for name in change.only_before)

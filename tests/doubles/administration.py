@@ -1,0 +1,226 @@
+"""A Postgres without Postgres: a catalog in memory that changes as the model says, and breaks on demand."""
+
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from compute_node.actors.configurator import operations as op
+from compute_node.actors.configurator.apply import apply
+from compute_node.actors.configurator.model import (
+    Catalog,
+    DatabaseFacts,
+    DatabaseState,
+    Holdings,
+    RoleState,
+    after,
+    facts_after,
+)
+from compute_node.actors.configurator.phases import Visit
+from compute_node.actors.configurator.port import (
+    Administration,
+    AdministrationError,
+    DecideVisit,
+    Failure,
+    Order,
+    Outcome,
+    Report,
+    Session,
+    VisitOutcome,
+)
+from compute_node.actors.kit.jobs import Blocked, Cancellation
+from typing_extensions import override
+
+T = TypeVar("T")
+
+ADMINISTRATOR = "cloud_admin"
+
+
+def plain_catalog(server_version: int = 150000) -> Catalog:
+    """What initdb leaves."""
+    return Catalog(
+        server_version,
+        roles={ADMINISTRATOR: RoleState(), "pg_read_all_data": RoleState()},
+        databases={
+            "postgres": DatabaseState(ADMINISTRATOR, oid=5),
+            "template1": DatabaseState(ADMINISTRATOR, oid=1, template=True),
+            "template0": DatabaseState(ADMINISTRATOR, oid=4, template=True, connectable=False),
+        },
+    )
+
+
+class FakeAdministration(Administration):
+    """Applies specs to `catalog` and `facts`. The faults: `held`, `unreachable`, `broken`, `operations_left`."""
+
+    def __init__(self, catalog: Catalog | None = None, facts: dict[str, DatabaseFacts] | None = None) -> None:
+        self.catalog = plain_catalog() if catalog is None else catalog
+        self.facts = {name: DatabaseFacts(oid=d.oid) for name, d in self.catalog.databases.items()}
+        self.facts |= facts or {}
+        self.done: list[op.AnyOperation] = []
+        self.visited: list[str] = []
+        self.orders: list[Order] = []
+        self.held = False
+        """Jobs do not come to an end until this is False or they are cancelled."""
+        self.unreachable = False
+        self.broken: dict[str, str] = {}
+        """What a statement about this subject fails with."""
+        self.operations_left: int | None = None
+        """The connection is lost before the one after these."""
+        self._next_oid = 20_000
+
+    @override
+    def apply(self, order: Order, cancellation: Cancellation) -> Report:
+        cancellation.check()
+        if self.held:
+            raise Blocked
+        self.orders.append(order)
+        return finish(apply(FakeSession(self), order))
+
+    def run(self, operation: op.AnyOperation) -> str | None:
+        """Change the world, or say why Postgres would not."""
+        if self.operations_left is not None:
+            if self.operations_left == 0:
+                msg = "the connection was lost"
+                raise AdministrationError(msg)
+            self.operations_left -= 1
+        if (problem := self.broken.get(operation.subject) or self._problem(operation)) is not None:
+            return problem
+        self.done.append(operation)
+        self.catalog = after(self.catalog, operation)
+        self._change_facts(operation)
+        return None
+
+    def _change_facts(self, operation: op.AnyOperation) -> None:
+        match operation:
+            case op.CreateDatabase(name):
+                self._next_oid += 1
+                created = msgspec.structs.replace(self.catalog.databases[name], oid=self._next_oid)
+                self.catalog.databases[name] = created
+                self.facts[name] = DatabaseFacts(oid=self._next_oid)
+            case op.DropDatabase(name) | op.DropInvalidDatabase(name):
+                self.facts.pop(name, None)
+            case op.RenameDatabase(name, new_name):
+                self.facts[new_name] = self.facts.pop(name)
+            case op.RenameRole(name, new_name):
+                self.facts = {db: _renamed(facts, name, new_name) for db, facts in self.facts.items()}
+            case (
+                op.ReassignOwned()
+                | op.RevokeGrants()
+                | op.DropOwned()
+                | op.SetPublicOwner()
+                | op.GrantPublicToWebAccess()
+                | op.AlterDefaultPrivileges()
+            ):
+                self.facts[operation.database] = facts_after(self.facts[operation.database], [operation])
+            case _:
+                pass
+
+    def _problem(self, operation: op.AnyOperation) -> str | None:  # noqa: C901, PLR0911 - one case for each kind
+        roles, databases = self.catalog.roles, self.catalog.databases
+        match operation:
+            case op.CreateRole(name) | op.CreatePrivilegedRole(name) if name in roles:
+                return f"role {name} already exists"
+            case op.RenameRole(name, new_name) if name not in roles or new_name in roles:
+                return f"cannot rename role {name} to {new_name}"
+            case op.AlterRole(name) if name not in roles:
+                return f"role {name} does not exist"
+            case op.DropDatabase(name) if name in databases and databases[name].template:
+                return "cannot drop a template database"
+            case op.RenameDatabase(name, new_name) if name not in databases or new_name in databases:
+                return f"cannot rename database {name} to {new_name}"
+            case op.CreateDatabase(name, owner) if name in databases or owner not in roles:
+                return f"cannot create database {name} of {owner}"
+            case op.AlterDatabaseOwner(name, owner) if name not in databases or owner not in roles:
+                return f"cannot give database {name} to {owner}"
+            case op.GrantDatabase(name, role) if name not in databases or role not in roles:
+                return f"cannot grant database {name} to {role}"
+            case op.ReassignOwned(_, _, owner) if owner not in roles:
+                return f"role {owner} does not exist"
+            case op.DropOwned(database, role) if self._still_owns(database, role):
+                return f"{role} would lose its tables in {database}"
+            case op.DropRole(name) if self._depends(name):
+                return f"some objects depend on role {name}"
+            case _:
+                return None
+
+    def _still_owns(self, database: str, role: str) -> bool:
+        return self.facts[database].holdings.get(role, Holdings()).owns
+
+    def _depends(self, role: str) -> bool:
+        return any(known.owner == role for known in self.catalog.databases.values()) or any(
+            holder == role for _, holder in self.catalog.dependents
+        )
+
+
+def _renamed(facts: DatabaseFacts, name: str, new_name: str) -> DatabaseFacts:
+    def new(role: str) -> str:
+        return new_name if role == name else role
+
+    holdings = {
+        new(role): Holdings(held.owns, frozenset((new(g), schema, t) for g, schema, t in held.foreign_grants))
+        for role, held in facts.holdings.items()
+    }
+    owner = None if facts.public_owner is None else new(facts.public_owner)
+    return msgspec.structs.replace(facts, public_owner=owner, holdings=holdings)
+
+
+class FakeSession(Session):
+    def __init__(self, world: FakeAdministration) -> None:
+        self._world = world
+
+    @property
+    @override
+    def administrator(self) -> str:
+        return ADMINISTRATOR
+
+    @property
+    @override
+    def system_database(self) -> str:
+        return "postgres"
+
+    @override
+    async def snapshot(self, departing: frozenset[str]) -> Catalog:
+        if self._world.unreachable:
+            msg = "cannot read the catalog: nobody listens"
+            raise AdministrationError(msg)
+        known = self._world.catalog
+        return msgspec.structs.replace(
+            known, dependents=frozenset(entry for entry in known.dependents if entry[1] in departing)
+        )
+
+    @override
+    async def execute(self, operations: Sequence[op.Maintaining]) -> Outcome:
+        return self._run(operations)
+
+    @override
+    async def visit(self, visits: Sequence[Visit], decide: DecideVisit) -> tuple[VisitOutcome, ...]:
+        outcomes = []
+        for visit in visits:
+            self._world.visited.append(visit.database)
+            facts = self._world.facts[visit.database]
+            known = {role: held for role, held in facts.holdings.items() if role in visit.departing}
+            if visit.shared:
+                known |= {
+                    role: known.get(role, Holdings())
+                    for database, role in self._world.catalog.dependents
+                    if database == "" and role in visit.departing
+                }
+            outcome = self._run(decide(visit, msgspec.structs.replace(facts, holdings=known)))
+            outcomes.append(VisitOutcome(visit, facts.oid, outcome.done, outcome.failures))
+        return tuple(outcomes)
+
+    def _run(self, operations: Sequence[op.AnyOperation]) -> Outcome:
+        problems = [(operation, self._world.run(operation)) for operation in operations]
+        failures = tuple(Failure(operation.describe(), problem) for operation, problem in problems if problem)
+        return Outcome(len(operations) - len(failures), failures)
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    msg = "the coroutine waits for something"
+    raise AssertionError(msg)

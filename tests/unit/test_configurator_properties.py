@@ -1,0 +1,196 @@
+"""Whatever the catalog and the spec: a second application finds nothing to do, and a cut one can be resumed."""
+
+import copy
+from typing import Any
+
+import msgspec
+import pytest
+from compute_node.actors.configurator.desired import Context
+from compute_node.actors.configurator.model import (
+    SHARED,
+    Catalog,
+    DatabaseFacts,
+    DatabaseState,
+    Holdings,
+    RoleState,
+)
+from compute_node.actors.configurator.operations import DefaultTarget, DropDatabase, GrantTarget
+from compute_node.actors.configurator.phases import plan
+from compute_node.actors.configurator.port import AdministrationError, Order, Report
+from compute_node.actors.kit.jobs import Cancellation
+from compute_node.messages.secret import Secret
+from compute_node.messages.spec import Cluster, ComputeSpec, Database, DeltaOp, Role
+from hypothesis import assume, given, note, settings
+from hypothesis import strategies as st
+from msgspec import UNSET
+
+from doubles.administration import ADMINISTRATOR, FakeAdministration, plain_catalog
+
+ROLES = ["a", "b", "c", "d"]
+DATABASES = ["p", "q", "r", "s"]
+DIGESTS = ["0" * 32, "f" * 32]
+VERIFIER = "SCRAM-SHA-256$4096:c2FsdA==$" + "A" * 43 + "=:" + "B" * 43 + "="
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> FakeAdministration:
+    catalog = plain_catalog(draw(st.sampled_from([140000, 150000, 170000])))
+    stored = st.sampled_from([None, Secret("md5" + DIGESTS[0]), Secret("md5" + DIGESTS[1]), Secret(VERIFIER)])
+    roles = draw(st.dictionaries(st.sampled_from([*ROLES, "neon_superuser"]), stored.map(RoleState)))
+    databases: dict[str, DatabaseState] = {}
+    facts: dict[str, DatabaseFacts] = {}
+    dependents: set[tuple[str, str]] = set()
+    owners = st.sampled_from([ADMINISTRATOR, *sorted(roles)])
+    for number, name in enumerate([*draw(st.sets(st.sampled_from(DATABASES))), "postgres"]):
+        databases[name] = DatabaseState(
+            draw(owners) if name != "postgres" else ADMINISTRATOR,
+            oid=100 + number,
+            valid=name == "postgres" or draw(st.integers(0, 9)) > 0,
+            template=name != "postgres" and draw(st.integers(0, 9)) == 0,
+            grants_untouched=draw(st.booleans()),
+        )
+        holdings = draw(
+            st.dictionaries(
+                st.sampled_from([*sorted(roles), "a"]),
+                st.builds(
+                    Holdings,
+                    owns=st.booleans(),
+                    foreign_grants=st.frozensets(
+                        st.tuples(owners, st.sampled_from(["public", "x"]), st.sampled_from(GrantTarget)),
+                        max_size=2,
+                    ),
+                ),
+            )
+        )
+        holdings = {role: held for role, held in holdings.items() if role in roles}
+        dependents |= {(name, role) for role in holdings}
+        facts[name] = DatabaseFacts(
+            oid=100 + number,
+            public_owner=draw(st.sampled_from([None, ADMINISTRATOR, "zenith_admin", "pg_database_owner"])),
+            has_web_access=draw(st.booleans()),
+            web_access_creates=draw(st.booleans()),
+            default_privileges=draw(st.frozensets(st.sampled_from(DefaultTarget))),
+            holdings=holdings,
+        )
+    dependents |= {(SHARED, role) for role in draw(st.sets(st.sampled_from(ROLES))) if role in roles}
+    return FakeAdministration(
+        Catalog(
+            catalog.server_version,
+            catalog.roles | roles,
+            catalog.databases | databases,
+            draw(st.sampled_from([frozenset(), frozenset({"neon"})])),
+            frozenset(dependents),
+        ),
+        facts,
+    )
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ComputeSpec:
+    passwords = st.sampled_from([UNSET, None, *map(Secret, DIGESTS), Secret(VERIFIER)])
+    roles = [Role(name, draw(passwords)) for name in draw(st.lists(st.sampled_from(ROLES), max_size=4))]
+    owners = st.sampled_from([ADMINISTRATOR, *(role.name for role in roles)])
+    names = st.lists(st.sampled_from([*DATABASES, "postgres"]), max_size=4)
+    databases = [Database(name, draw(owners)) for name in draw(names)]
+
+    def steps(delete: str, rename: str, known: list[str]) -> st.SearchStrategy[DeltaOp]:
+        name = st.sampled_from(known)
+        return st.builds(DeltaOp, st.just(delete), name) | st.builds(DeltaOp, st.just(rename), name, name)
+
+    delta = st.lists(
+        steps("delete_db", "rename_db", DATABASES) | steps("delete_role", "rename_role", ROLES), max_size=6
+    )
+    return ComputeSpec(
+        format_version=1.0,
+        cluster=Cluster(roles=tuple(roles), databases=tuple(databases)),
+        suspend_timeout_seconds=0,
+        delta_operations=tuple(draw(delta)),
+    )
+
+
+def told(world: FakeAdministration, spec: ComputeSpec) -> None:
+    """Let a failing example be read."""
+    note(f"roles {world.catalog.roles}")
+    note(f"databases {world.catalog.databases}")
+    note(f"spec: {spec.cluster.roles} {spec.cluster.databases}")
+    note(f"delta: {[(step.action, step.name, step.new_name) for step in spec.delta_operations or ()]}")
+
+
+def applied(world: FakeAdministration, spec: ComputeSpec, seen: frozenset[int] = frozenset()) -> Report:
+    return world.apply(
+        Order(spec, starting=True, privileged_role="neon_superuser", seen=seen), Cancellation()
+    )
+
+
+def refused(world: FakeAdministration, spec: ComputeSpec) -> tuple[str, ...]:
+    """What the planner leaves out: the only errors there may be."""
+    planned = plan(world.catalog, spec, Context(ADMINISTRATOR, "postgres"))
+    return tuple(refusal.describe() for refusal in planned.refusals)
+
+
+def final(world: FakeAdministration) -> tuple[Any, ...]:
+    databases = {
+        name: msgspec.structs.replace(state, oid=0 if state.oid > 20_000 else state.oid)
+        for name, state in world.catalog.databases.items()
+    }
+    facts = {
+        name: msgspec.structs.replace(known, oid=0 if known.oid > 20_000 else known.oid)
+        for name, known in world.facts.items()
+    }
+    return (world.catalog.roles, databases, world.catalog.schemas, world.catalog.dependents, facts)
+
+
+@given(worlds(), specs())
+@settings(max_examples=50, deadline=None)
+def test_a_second_application_finds_nothing_to_do(world: FakeAdministration, spec: ComputeSpec) -> None:
+    told(world, spec)
+    expected = refused(world, spec)
+    first = applied(world, spec)
+    assert first.errors == expected
+    state = final(world)
+    again = applied(world, spec, first.seen)
+    assert (again.statements, again.visited, again.errors) == (0, 0, first.errors)
+    afresh = applied(world, spec)
+    assert (afresh.statements, afresh.errors) == (0, first.errors)
+    assert final(world) == state
+
+
+@given(worlds(), specs())
+@settings(max_examples=50, deadline=None)
+def test_the_planned_catalog_needs_no_plan(world: FakeAdministration, spec: ComputeSpec) -> None:
+    told(world, spec)
+    context = Context(ADMINISTRATOR, "postgres")
+    planned = plan(world.catalog, spec, context)
+    assert plan(planned.catalog, spec, context).operations == ()
+
+
+@given(worlds(), specs(), st.integers(0, 30))
+@settings(max_examples=40, deadline=None)
+def test_an_application_cut_after_any_step_and_begun_again_reaches_the_same_catalog(
+    world: FakeAdministration, spec: ComputeSpec, cut: int
+) -> None:
+    told(world, spec)
+    uncut = copy.deepcopy(world)
+    applied(uncut, spec)
+    assume(cut < len(uncut.done))
+    world.operations_left = cut
+    with pytest.raises(AdministrationError):
+        applied(world, spec)
+    world.operations_left = None
+    applied(world, spec)
+    assert final(world) == final(uncut)
+
+
+@given(worlds(), specs())
+@settings(max_examples=50, deadline=None)
+def test_a_database_is_dropped_only_if_the_spec_asks_for_it_or_it_is_invalid(
+    world: FakeAdministration, spec: ComputeSpec
+) -> None:
+    told(world, spec)
+    before = dict(world.catalog.databases)
+    applied(world, spec)
+    kept = {state.oid for state in world.catalog.databases.values()}
+    gone = {name for name, state in before.items() if state.valid and state.oid not in kept}
+    named = {step.name for step in spec.delta_operations or () if step.action in {"delete_db", "rename_db"}}
+    assert gone <= named
+    assert len(gone) <= sum(isinstance(done, DropDatabase) for done in world.done)
