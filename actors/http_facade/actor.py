@@ -76,7 +76,7 @@ class HttpFacade(Actor[HttpFacadeMessage]):
         for server in SERVERS:
             self._running.add(server)
             self.start_job(
-                f"serve {server}", partial(self._serve, server), failed=partial(_serve_failure, server)
+                f"serve {server}", partial(self._serve, server), failed=partial(self._serve_failed, server)
             )
         if self._phase is _Phase.BINDING:
             self._phase = _Phase.SERVING
@@ -117,10 +117,10 @@ class HttpFacade(Actor[HttpFacadeMessage]):
         self._servers.serve(server, cancellation)
         return ServerEnded(server)
 
+    def _serve_failed(self, server: str, error: Exception) -> ServerEnded:
+        self._servers.close(server)  # a job that was cancelled in the queue has not served at all
+        return ServerEnded(server, describe(error))
+
 
 def _bind_failure(error: Exception) -> BindFailed:
     return BindFailed(str(error) if isinstance(error, BindError) else describe(error))
-
-
-def _serve_failure(server: str, error: Exception) -> ServerEnded:
-    return ServerEnded(server, describe(error))

@@ -56,3 +56,7 @@ class Servers(Protocol):
         Said again, it can only shorten the time; said early, `serve` closes at once.
         """
         ...
+
+    def close(self, server: str) -> None:
+        """Close a server that is not, or no longer, served; the second time does nothing."""
+        ...

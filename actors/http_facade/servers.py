@@ -80,6 +80,10 @@ class WaitressServers(Servers):
         for web in servers:
             web.stop(drain_s)
 
+    @override
+    def close(self, server: str) -> None:
+        self._servers[server].close()
+
     def _bind_external(self) -> list[socket.socket]:
         settings = self._settings
         port = settings.external_http_port

@@ -40,7 +40,7 @@ LINGER_S: Final = 5.0
 """How long what a refused client still sends is read and thrown away, so that it sees the refusal."""
 LOOP_S: Final = 1
 DRAIN_LOOP_S: Final = 0.05
-LAST_ANSWERS_S: Final = 1
+LAST_ANSWERS_S: Final = 1.0
 """How long threads whose clients have been cut off may take to notice."""
 CHUNK_SLACK: Final = 256 * 1024
 """Waitress counts the sizes between chunks as body; the application counts exactly."""
@@ -122,7 +122,7 @@ class WebServer:
             listener.stop_accepting()
             for channel in listener.channels():
                 channel.drop()
-        self._dispatcher.shutdown(timeout=LAST_ANSWERS_S)
+        self._dispatcher.end(LAST_ANSWERS_S)
         for listener in self._listeners:
             listener.close()
 
@@ -133,6 +133,7 @@ class _Dispatcher(ThreadedTaskDispatcher):
     def __init__(self, server: str, queued: Callable[[], None]) -> None:
         super().__init__()
         self._server = server
+        self._started: list[threading.Thread] = []
         # Outside the tree of loggers, so that each server has its own, and its own filter.
         self.queue_logger = logging.Logger(f"waitress.queue.{server}")  # noqa: LOG001 - see above
 
@@ -145,11 +146,20 @@ class _Dispatcher(ThreadedTaskDispatcher):
     @override
     def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
         name = f"http-{self._server}-{thread_no + 1}"
+        thread = threading.Thread(target=target, name=name, args=(thread_no,), daemon=True)
         try:
-            threading.Thread(target=target, name=name, args=(thread_no,), daemon=True).start()
+            thread.start()
         except RuntimeError:
             self.threads.discard(thread_no)  # nobody is to wait for its end
             raise
+        self._started.append(thread)
+
+    def end(self, timeout_s: float) -> None:
+        """End the threads; those that are in the middle of a request that long are left behind."""
+        deadline = time.monotonic() + timeout_s
+        self.shutdown(timeout=timeout_s)  # type: ignore[arg-type] # a float will do
+        for thread in self._started:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Listener(TcpWSGIServer):

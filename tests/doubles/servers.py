@@ -35,7 +35,6 @@ class FakeServers(Servers):
 
     @override
     def serve(self, server: str, cancellation: Cancellation) -> None:
-        cancellation.check()
         assert self.bound
         assert server not in self.closed
         self.serving.add(server)
@@ -49,6 +48,10 @@ class FakeServers(Servers):
     @override
     def stop(self, drain_s: float) -> None:
         self.drains.append(drain_s)
+
+    @override
+    def close(self, server: str) -> None:
+        self._close(server)
 
     @property
     def open(self) -> bool:

@@ -150,3 +150,12 @@ def test_in_every_order_the_last_word_after_a_stop_is_that_all_is_closed(seed: i
     assert world.heard[-1] == ServingStopped(), world.bench.runtime.trace
     assert not servers.open
     assert not servers.serving
+
+
+def test_when_the_actor_is_stopped_its_servers_are_closed() -> None:
+    world = World(1, FakeServers())
+    world.tell(StartServing())
+    world.settle()
+    world.bench.runtime.cell("http_facade").stop()
+    world.settle()
+    assert not world.servers.open

@@ -228,6 +228,16 @@ def test_only_configure_takes_more_than_two_mebibytes(client: Client) -> None:
     assert client("POST", "/terminate", body=b" " * (SMALL_BODY + 1)).status_code == 413
 
 
+def test_a_body_that_announces_too_much_is_refused_unread() -> None:
+    class Untouchable:
+        def read(self, size: int, /) -> bytes:
+            raise AssertionError(size)
+
+    with pytest.raises(ApiError) as caught:
+        read_body(Untouchable(), announced=1_000_001, limit=1_000_000)
+    assert caught.value.status == 413
+
+
 def test_a_body_that_announces_too_little_is_still_limited() -> None:
     class Endless:
         def read(self, size: int, /) -> bytes:

@@ -261,14 +261,19 @@ def test_an_application_that_breaks_down_altogether_is_500_without_a_trace() -> 
 # --- Queues
 
 
-def test_requests_that_queue_for_a_thread_are_a_number_and_not_a_log_line(served: Served) -> None:
+def test_requests_that_queue_for_a_thread_are_a_number_and_not_a_log_line(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
     del served.supervisor.answers[GetReadiness]
     with ExitStack() as stack:
-        for _ in range(INTERNAL_THREADS + 2):
-            stack.enter_context(served.connection(internal=True)).send("GET", "/live")
+        probes = [stack.enter_context(served.connection(internal=True)) for _ in range(INTERNAL_THREADS + 2)]
+        for probe in probes:
+            probe.send("GET", "/live")
         served.metrics.wait_for(QUEUE_WARNINGS, lambda count: count >= 1, "internal")
         served.supervisor.answers[GetReadiness] = Readiness(ready=True, conditions=())
         served.supervisor.release(Readiness(ready=True, conditions=()))
+        assert len([probe.response() for probe in probes]) == len(probes)
+    assert "queue" not in capsys.readouterr().err
 
 
 # --- The end
@@ -369,7 +374,7 @@ def bench() -> Iterator[ThreadedBench]:
     bench = ThreadedBench()
     yield bench
     assert bench.stop() == ()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("http")]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("http-")]
 
 
 def test_the_actor_binds_serves_and_closes(bench: ThreadedBench) -> None:
