@@ -1,0 +1,315 @@
+"""What Postgres is given, when it counts as ready, and how its ends are told."""
+
+import os
+import struct
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from compute_node.actors.kit.jobs import Cancellation, CancelledError
+from compute_node.actors.postgres_process import children, cores, orphans, readiness
+from compute_node.actors.postgres_process.control import ClusterState, read_state
+from compute_node.actors.postgres_process.launcher import (
+    Postmaster,
+    describe_code,
+    environment,
+    stale_lock_holder,
+)
+from compute_node.actors.postgres_process.port import PostgresError
+from compute_node.messages.postgres import StopRung
+from compute_node.messages.secret import Secret
+from hypothesis import given
+from hypothesis import strategies as st
+
+WAIT_S = 10.0
+
+SECRETS = {
+    "NEON_CONTROL_PLANE_TOKEN": "canary",
+    "NOTIFY_SOCKET": "/run/canary",
+    "AWS_SECRET_ACCESS_KEY": "canary",
+    "PGPASSWORD": "canary",
+    "PGDATA": "/canary",
+    "PGPORT": "1",
+    "PGOPTIONS": "-c canary=1",
+    "HOME": "/root",
+    "NEON_AUTH_TOKEN": "canary",
+    "PG_GRANDPARENT_PID": "1",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "canary",
+    "LISTEN_FDS": "3",
+}
+
+
+def test_postgres_sees_of_our_environment_only_what_is_allowed() -> None:
+    allowed = {"PATH": "/bin", "LANG": "C", "LC_ALL": "C.UTF-8", "TZ": "UTC", "LD_PRELOAD": "jemalloc"}
+    assert environment(allowed | SECRETS) == allowed
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text()))
+def test_nothing_else_ever_passes(ours: dict[str, str]) -> None:
+    passed = environment(ours)
+    assert passed.items() <= ours.items()
+    assert all(name in {"PATH", "LANG", "LANGUAGE", "TZ"} or name.isupper() for name in passed)
+
+
+def test_the_storage_token_of_the_spec_is_the_one_secret_that_is_given() -> None:
+    assert environment(SECRETS, storage_token=Secret("t")) == {"NEON_AUTH_TOKEN": "t"}
+    assert environment({}, ignored_pid=7) == {"PG_GRANDPARENT_PID": "7"}
+
+
+# --- A leftover lock file --------------------------------------------------------------------------------
+
+
+def test_a_lock_file_that_names_a_living_stranger_is_told_and_a_dead_one_not(tmp_path: Path) -> None:
+    pidfile = tmp_path / "postmaster.pid"
+    assert stale_lock_holder(str(tmp_path)) is None
+    with subprocess.Popen(["/bin/sleep", "60"]) as stranger:
+        pidfile.write_text(f"{stranger.pid}\n{tmp_path}\n")
+        assert stale_lock_holder(str(tmp_path)) == stranger.pid
+        pidfile.write_text(f"-{stranger.pid}")  # half written, of single-user mode
+        assert stale_lock_holder(str(tmp_path)) == stranger.pid
+        pidfile.write_text(f"{stranger.pid}\n")
+        stranger.kill()
+        os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)
+        assert stale_lock_holder(str(tmp_path)) is None, "a zombie is not alive"
+    assert stale_lock_holder(str(tmp_path)) is None
+    for text in ("", "\n", "x\n", "99999999999999999999999\n"):
+        pidfile.write_text(text)
+        assert stale_lock_holder(str(tmp_path)) is None
+
+
+def test_only_a_postgres_that_works_in_the_folder_counts_as_an_orphan(tmp_path: Path) -> None:
+    with subprocess.Popen(["/bin/sleep", "60"], cwd=tmp_path) as stranger:
+        try:
+            assert orphans.working_in((str(tmp_path),)) == ()
+            assert orphans.end((str(tmp_path),), Cancellation()) == 0
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def a_false_postgres(folder: Path) -> str:
+    """A program of that name that does what `sh` does."""
+    program = folder / "postgres"
+    program.write_bytes(Path("/bin/sh").resolve().read_bytes())
+    program.chmod(0o755)
+    return str(program)
+
+
+LADDER = tuple((number, 0.15) for number, _ in orphans.LADDER[:2]) + (orphans.LADDER[2],)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_orphan_is_ended_by_the_ladder_even_after_its_folder_was_renamed(
+    tmp_path: Path, renamed: bool
+) -> None:
+    pgdata = tmp_path / "pgdata"
+    pgdata.mkdir()
+    program = a_false_postgres(tmp_path)
+    script = 'trap "" INT QUIT; echo up; while :; do sleep 0.01; done'
+    with subprocess.Popen([program, "-c", script], cwd=pgdata, stdout=subprocess.PIPE) as orphan:
+        assert orphan.stdout is not None
+        assert orphan.stdout.readline() == b"up\n"
+        if renamed:
+            pgdata = pgdata.rename(tmp_path / "pgdata.old")
+        reaper = threading.Thread(target=orphan.wait)
+        reaper.start()
+        assert orphans.end((str(pgdata),), Cancellation(), ladder=LADDER) == 1
+        reaper.join(WAIT_S)
+        assert orphan.returncode == -9
+    assert orphans.working_in((str(pgdata),)) == ()
+
+
+# --- Readiness -------------------------------------------------------------------------------------------
+
+LOCK_FILE = (
+    "4711\n/srv/pg\n1700000000\n5432\n/tmp/s\nlocalhost\n        1  2\nready   \n"  # as Postgres pads it
+)
+
+
+@given(st.integers(0, len(LOCK_FILE)))
+def test_no_prefix_of_the_lock_file_but_the_whole_is_ready(size: int) -> None:
+    assert readiness.is_ready(LOCK_FILE[:size], 4711) is (size == len(LOCK_FILE))
+
+
+def test_only_our_own_child_is_ready() -> None:
+    assert not readiness.is_ready(LOCK_FILE, 4712)
+    assert not readiness.is_ready(LOCK_FILE.replace("ready   ", "standby "), 4711)
+    assert not readiness.is_ready(LOCK_FILE.replace("ready   ", "starting"), 4711)
+
+
+def test_the_wait_ends_with_the_child_the_limit_or_the_cancellation(tmp_path: Path) -> None:
+    assert readiness.wait(str(tmp_path), 1, lambda: True, None, Cancellation()) is False
+    with pytest.raises(PostgresError, match=r"timed out while waiting for Postgres to start"):
+        readiness.wait(str(tmp_path), 1, lambda: False, 0.01, Cancellation())
+    cancelled = Cancellation()
+    cancelled.request()
+    with pytest.raises(CancelledError):
+        readiness.wait(str(tmp_path), 1, lambda: False, None, cancelled)
+    (tmp_path / "postmaster.pid").write_text(LOCK_FILE)
+    assert readiness.wait(str(tmp_path), 4711, lambda: False, None, Cancellation()) is True
+
+
+# --- Ends ------------------------------------------------------------------------------------------------
+
+
+def test_ends_are_told_in_words() -> None:
+    assert describe_code(0) == "exit code 0"
+    assert describe_code(-9) == "killed by SIGKILL"
+    assert describe_code(-63) == "killed by signal 63"
+
+
+def test_a_postmaster_is_waited_for_once_and_signals_to_it_are_harmless_then(tmp_path: Path) -> None:
+    child = subprocess.Popen(["/bin/sh", "-c", "exit 7"], start_new_session=True)
+    postmaster = Postmaster(child, str(tmp_path))
+    assert postmaster.wait(Cancellation()) == 7
+    assert postmaster.exited.is_set()
+    for rung in (StopRung.FAST, StopRung.IMMEDIATE, StopRung.KILL):
+        postmaster.send(rung)
+    postmaster.reload()
+
+
+def test_the_wait_for_a_postmaster_can_be_broken_off(tmp_path: Path) -> None:
+    child = subprocess.Popen(["/bin/sleep", "60"], start_new_session=True)
+    postmaster = Postmaster(child, str(tmp_path))
+    cancellation = Cancellation()
+    cancellation.request()
+    with pytest.raises(CancelledError):
+        postmaster.wait(cancellation)
+    postmaster.send(StopRung.KILL)
+    assert postmaster.wait(Cancellation()) == -9
+
+
+def test_the_control_file_says_whether_the_cluster_was_shut_down(tmp_path: Path) -> None:
+    assert read_state(str(tmp_path)) is None
+    (tmp_path / "global").mkdir()
+    control = tmp_path / "global" / "pg_control"
+    for state in ClusterState:
+        control.write_bytes(struct.pack("=QIIi", 1, 1300, 202209061, state) + bytes(100))
+        assert read_state(str(tmp_path)) is state
+    assert [state for state in ClusterState if state.is_clean] == [
+        ClusterState.SHUT_DOWN,
+        ClusterState.SHUT_DOWN_IN_RECOVERY,
+    ]
+    for broken in (b"", b"x" * 19, struct.pack("=QIIi", 1, 1300, 1, 99)):
+        control.write_bytes(broken)
+        assert read_state(str(tmp_path)) is None
+
+
+# --- Helper programs -------------------------------------------------------------------------------------
+
+
+def run_shell(
+    script: str, cancellation: Cancellation | None = None, timeout_s: float = WAIT_S
+) -> children.Result:
+    return children.run(
+        ["/bin/sh", "-c", script],
+        account=None,
+        env={"PATH": os.environ["PATH"]},
+        cwd="/",
+        timeout_s=timeout_s,
+        cancellation=cancellation or Cancellation(),
+    )
+
+
+def test_a_program_is_run_to_its_end_with_all_it_says() -> None:
+    assert run_shell("echo out; echo err >&2; exit 3") == children.Result(3, "out\nerr\n")
+
+
+def test_the_end_of_long_output_is_kept() -> None:
+    result = run_shell("yes x | head -c 400000; echo end")
+    assert result.output.endswith("end\n")
+    assert len(result.output) == children.MAX_OUTPUT
+
+
+def test_a_program_that_takes_too_long_is_killed_with_its_group() -> None:
+    with pytest.raises(PostgresError, match=r"had not ended after 0.2 s and was killed; it said: busy"):
+        run_shell("echo busy; sleep 60 & sleep 60", timeout_s=0.2)
+
+
+def test_a_cancelled_program_is_gone_with_all_it_started_when_the_call_returns(tmp_path: Path) -> None:
+    cancellation = Cancellation()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run_shell(f"sh -c 'exec 3>{fifo}; echo up >&3; sleep 60' & wait", cancellation)
+        except CancelledError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    import select
+
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    assert poll.poll(WAIT_S * 1000)
+    assert os.read(reader, 10) == b"up\n"
+    cancellation.request()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert len(errors) == 1
+    assert os.read(reader, 10) == b"", "the grandchild still holds the other end"
+    os.close(reader)
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(PostgresError, match=r"/nowhere/initdb cannot be run: No such file"):
+        children.run(
+            ["/nowhere/initdb"], account=None, env={}, cwd="/", timeout_s=1, cancellation=Cancellation()
+        )
+
+
+def test_a_cancellation_after_the_end_is_harmless() -> None:
+    cancellation = Cancellation()
+    run_shell("true", cancellation)
+    cancellation.request()
+
+
+# --- Core dumps ------------------------------------------------------------------------------------------
+
+
+def test_core_dumps_of_this_run_are_found(tmp_path: Path) -> None:
+    for name, written in (
+        ("core", 50),
+        ("core.17", 150),
+        ("core.18", 160),
+        ("corelib", 170),
+        ("x.core", 170),
+    ):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (written, written))
+    (tmp_path / "core.d").mkdir()
+    assert cores.find(str(tmp_path), 100) == (str(tmp_path / "core.17"), str(tmp_path / "core.18"))
+    assert cores.find(str(tmp_path / "missing"), 0) == ()
+
+
+def fake_debugger(folder: Path, name: str) -> None:
+    (folder / name).write_text(f'#!/bin/sh\necho "{name}: $@"\n')
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        (("gdb", "lldb"), "core dump backtrace: gdb: --batch -q -nx -ex bt /bin/postgres /pg/core"),
+        (("lldb",), "core dump backtrace: lldb: -c /pg/core --batch -o bt all -o quit"),
+        ((), "no debugger (gdb, lldb) is installed"),
+    ],
+)
+def test_a_backtrace_is_logged_by_whatever_debugger_there_is(
+    installed: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in installed:
+        fake_debugger(tmp_path, name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cores.report(["/pg/core"], "/bin/postgres", account=None, env={}, cancellation=Cancellation())
+    assert "core dump found: /pg/core" in caplog.text
+    assert said in caplog.text
