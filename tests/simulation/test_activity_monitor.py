@@ -282,6 +282,20 @@ def test_a_start_while_watching_is_a_new_server_with_a_new_connection(stage: Sta
     assert stage.postgres.experimental == [False, True]
 
 
+def test_what_was_seen_of_the_server_before_counts_no_more(stage: Stage) -> None:
+    stage.postgres.reach = Reach.FROZEN
+    stage.start()
+    stage.runtime.step()
+    (look,) = stage.runtime._jobs
+    stage.start()
+    stage.runtime._try_job(look)
+    stage.postgres.reach = Reach.UP
+    stage.runtime.settle()
+
+    assert stage.postgres.generations == [1, 2]
+    assert stage.listener.heard == []
+
+
 def test_activity_is_told_only_when_it_moved(stage: Stage) -> None:
     at = stage.clock.wall() - 30
     stage.postgres.readings = Readings(

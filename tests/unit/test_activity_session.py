@@ -2,6 +2,8 @@
 
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,3 +171,13 @@ def test_passwords_are_in_no_detail(serve: Serve) -> None:
 
     assert all(details)
     assert "canary" not in "".join(details)
+
+
+def test_importing_the_actor_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, compute_node.actors.activity_monitor.actor\n"
+        "print(sorted({'asyncio', 'psycopg', 'ssl'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "[]\n"

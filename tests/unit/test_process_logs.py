@@ -173,7 +173,12 @@ def test_what_is_endless_is_cut(render: Callable[[logging.LogRecord], bytes]) ->
     assert b"[5 characters cut off]" in line
 
 
-any_text = st.text(st.characters(codec=None, categories=None))
+@pytest.mark.parametrize("render", [human_line, json_line])
+def test_lone_surrogates_are_written_as_their_codes(render: Callable[[logging.LogRecord], bytes]) -> None:
+    assert rb"\udc80" in render(record("\udc80"))
+
+
+any_text = st.text(st.characters(exclude_categories=()))
 
 
 @given(any_text, any_text, st.none() | any_text)
