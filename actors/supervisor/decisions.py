@@ -89,6 +89,8 @@ CLOSING_S: Final = 2.0
 """After this long the process ends without waiting for the servers."""
 RESERVE: Final = 0.12
 """The share of the stop budget that is kept for what comes after Postgres."""
+TIDY_S: Final = 3.0
+"""How long it may take to clear away what a Postgres that ended unasked has left."""
 OVERDUE_S: Final = 1.0
 """How much longer than its budget a stop may take before it is given up."""
 
@@ -232,7 +234,10 @@ class _Turn:
     def terminate(
         self, cause: Cause, *, immediate: bool, waiters: tuple[int, ...] = (), signals: int = 0
     ) -> None:
-        """Begin the end of the node, or queue it behind the configuration under way."""
+        """Begin the end of the node, or queue it behind the configuration under way.
+
+        A node that has failed ends this way too: what is left of Postgres is tidied up first.
+        """
         event = Event.TERMINATE_IMMEDIATE if immediate else Event.TERMINATE_FAST
         ending = Ending(
             cause=cause,
@@ -240,7 +245,11 @@ class _Turn:
             immediate=immediate,
             waiters=waiters,
             signals=signals,
+            failed_before=self.state.status is Status.FAILED,
         )
+        if self.state.phase is Phase.LINGERING:
+            self.effects.append(Never(LingerEnded))
+            self.set(phase=Phase.UP)
         if self.state.status is not Status.CONFIGURATION:
             self.end_attempt(self._cut_off(immediate=immediate))
         if self.move(event) is Refused.QUEUED:
@@ -361,7 +370,10 @@ def _closing_overdue(turn: _Turn, _: ClosingOverdue, __: int | None) -> None:
 
 
 def _linger_ended(turn: _Turn, _: LingerEnded, __: int | None) -> None:
-    turn.close()
+    if turn.state.tidied:
+        turn.close()
+    else:
+        turn.stop_postgres(TIDY_S)  # it is gone, but what it left may not be
 
 
 def _await_exit(turn: _Turn, _: AwaitExit, waiter: int | None) -> None:
@@ -582,13 +594,6 @@ def _terminate(turn: _Turn, message: Terminate, waiter: int | None) -> None:
         turn.answer(waiters, Terminated(lsn=None, repeated=status is Status.TERMINATED))
         if turn.state.phase is Phase.LINGERING:
             turn.close()
-    elif status is Status.FAILED and turn.attempt is None:
-        # Postgres is gone already; what is left is to end the process.
-        turn.move(Event.TERMINATE_IMMEDIATE if immediate else Event.TERMINATE_FAST)
-        turn.move(Event.STOPPED)
-        turn.answer(waiters, Terminated(lsn=None))
-        turn.effects.append(Never(LingerEnded))
-        turn.linger(LINGER_IMMEDIATE_S)
     elif ending is not None:
         turn.set(
             ending=replace(
@@ -604,9 +609,9 @@ def _terminate(turn: _Turn, message: Terminate, waiter: int | None) -> None:
 def _signal_received(turn: _Turn, message: SignalReceived, _: int | None) -> None:
     turn.log(logging.INFO, f"received {message.signal}")
     ending = turn.state.ending
-    if turn.state.phase is Phase.LINGERING:
+    if turn.state.phase is Phase.LINGERING and turn.state.tidied:
         turn.close()
-    elif ending is None and turn.state.phase in {Phase.NEW, Phase.INSPECTING, Phase.UP}:
+    elif ending is None and turn.state.phase not in {Phase.CLOSING, Phase.OVER}:
         turn.terminate(Cause.SIGNAL, immediate=False, signals=1)
     elif ending is not None and turn.state.phase is Phase.UP:
         turn.set(ending=replace(ending, cause=Cause.SIGNAL, signals=ending.signals + 1))
@@ -624,7 +629,7 @@ def _configuration_grace_ended(turn: _Turn, _: ConfigurationGraceEnded, __: int 
 
 def _postgres_stopped(turn: _Turn, message: PostgresStopped, _: int | None) -> None:
     turn.effects.append(Never(StopOverdue))
-    turn.set(postgres_up=False, raised=())
+    turn.set(postgres_up=False, raised=(), tidied=True)
     ending = turn.state.ending
     if message.rung is StopRung.KILL:
         turn.set(exit_code=EXIT_FAILED, exit_reason="Postgres had to be killed")
@@ -637,10 +642,13 @@ def _postgres_stopped(turn: _Turn, message: PostgresStopped, _: int | None) -> N
             f"giving control plane {LINGER_FAILED_START_S:g}s to collect the error before shutdown",
         )
         return
+    if ending is None and turn.state.phase is Phase.LINGERING:
+        turn.close()
+        return
     if ending is None or ending.queued:
         turn.log(logging.WARNING, "Postgres was reported stopped although nobody had asked for it")
         return
-    if ending.cause is Cause.FAILURE and turn.state.exit_code != 0:
+    if ending.cause is Cause.FAILURE:
         turn.move(Event.STOPPED_BROKEN)
         turn.answer(ending.waiters, Terminated(lsn=None))
         turn.set(ending=replace(ending, waiters=()))
@@ -650,7 +658,7 @@ def _postgres_stopped(turn: _Turn, message: PostgresStopped, _: int | None) -> N
     turn.answer(ending.waiters, Terminated(lsn=None))
     turn.set(ending=replace(ending, waiters=()))
     if ending.cause is Cause.REQUEST:
-        turn.linger(LINGER_IMMEDIATE_S if ending.immediate else LINGER_FAST_S)
+        turn.linger(LINGER_IMMEDIATE_S if ending.immediate or ending.failed_before else LINGER_FAST_S)
     else:
         turn.close()
 

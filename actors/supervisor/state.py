@@ -66,6 +66,8 @@ class Ending(msgspec.Struct, frozen=True):
     queued: bool = False
     """A configuration under way is given a moment to end."""
     signals: int = 0
+    failed_before: bool = False
+    """The node had failed already: there is nothing more to read, so it lingers no longer than needed."""
 
 
 class Phase(Enum):
@@ -90,6 +92,8 @@ class NodeState(msgspec.Struct, frozen=True):
     spec: ComputeSpec | None = None
     error: str | None = None
     postgres_up: bool = False
+    tidied: bool = False
+    """The PostgresProcess has said that nothing is left of Postgres."""
     operation: int = 0
     attempt: Attempt | None = None
     ending: Ending | None = None

@@ -407,12 +407,14 @@ def test_an_empty_node_terminates_too() -> None:
     assert life.answers[waiter] == Terminated(lsn=None)
 
 
-def test_a_failed_node_is_terminated_at_once_and_still_exits_with_failure() -> None:
+def test_a_failed_node_is_terminated_without_long_lingering_and_still_exits_with_failure() -> None:
     life = booted(a_spec())
     exit_waiter = life.hear(AwaitExit())
     life.hear(PgdataFailed(1, "x"), PostgresStopped(StopRung.NOT_RUNNING))
     waiter = life.hear(Terminate(FAST))
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
     assert life.answers[waiter] == Terminated(lsn=None)
+    assert life.reminder(LingerEnded) == pytest.approx(0.3)
     life.hear(LingerEnded(), ServingStopped())
     assert life.answers[exit_waiter].code == 1
 
@@ -573,7 +575,20 @@ def test_postgres_ending_unasked_fails_the_node_whatever_its_exit_code() -> None
     assert "exit code 0" in (life.state.error or "")
     assert life.last(StopMonitoring) == StopMonitoring()
     assert life.reminder(LingerEnded) == 5
-    life.hear(LingerEnded(), ServingStopped())
+    life.hear(LingerEnded())
+    assert life.last(StopPostgres), "what Postgres left is cleared away first"
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING), ServingStopped())
+    assert life.status() is Status.FAILED
+    assert life.answers[exit_waiter].code == 1
+
+
+def test_a_signal_after_postgres_ended_unasked_still_clears_away_what_it_left() -> None:
+    life = running()
+    exit_waiter = life.hear(AwaitExit())
+    life.hear(PostgresExited("exit code 2"), SignalReceived("SIGTERM"))
+    assert life.has_told(StopPostgres)
+    assert not life.has_told(StopServing)
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING), ServingStopped())
     assert life.answers[exit_waiter].code == 1
 
 
