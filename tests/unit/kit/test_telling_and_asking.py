@@ -234,5 +234,6 @@ def test_a_full_mailbox_refuses_requests_and_never_what_actors_tell(threads: Thr
         refused.get(0)
     ref.tell(Note("the last"))
     go_on.set()
-    threads.wait(lambda: len(threads.recorder.texts) == MAX_WAITING + 2)
+    threads.wait(lambda: threads.recorder.entries[-1:] == [Note("the last")])
+    assert len(threads.recorder.texts) == MAX_WAITING + 2
     assert ref.ask(Question("again"), WAIT_S) == Answer("to again")
