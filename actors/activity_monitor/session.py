@@ -189,6 +189,8 @@ class Session:
         except TimeoutError:
             if outcome[0] is not Probe.ANSWERED:
                 return Probe.SILENT, f"new connections are not answered within {LIMIT_S:g} s"
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # closed at once, or after the answer
         except OSError as error:
             if outcome[0] is not Probe.ANSWERED:
                 return Probe.REFUSED, f"no connection to port {self._target.port}: {error.strerror or error}"
