@@ -209,11 +209,12 @@ class World:
 
     def finish(self) -> None:
         """Stop the actors as the main thread does, and check that nobody and nothing is left."""
-        for name in reversed(self._actors):
-            self.runtime.cell(name).stop()
         self.runtime.settle()
         unanswered = [waiting.what for waiting in self.waiting if not waiting.pending.done]
         assert not unanswered, f"nobody answered {unanswered}"
+        for name in reversed(self._actors):
+            self.runtime.cell(name).stop()
+        self.runtime.settle()
         assert not self.runtime.abandoned, self.runtime.abandoned
 
     # --- What always holds
