@@ -18,6 +18,7 @@ from compute_node.actors.http_facade.servers import (
     WAITING_THREADS,
     WaitressServers,
 )
+from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.kit.metrics import Metrics
 from compute_node.http.app import create_apps
 from compute_node.http.table import LARGE_BODY, SMALL_BODY
@@ -336,6 +337,16 @@ def test_idle_servers_stop_at_once(served: Served) -> None:
         served.stop(1000)
         served.join()
         assert time.monotonic() - began < 1
+
+
+def test_a_stop_that_comes_before_the_binding_ends_is_not_lost() -> None:
+    real = WaitressServers(settings(), lambda: create_apps(node(StubSupervisor())), Metrics())
+    real.stop(0)
+    ports = real.bind(Cancellation())
+    for server in ("external", "internal"):
+        real.serve(server, Cancellation())
+    assert _refuses(ports.external)
+    assert _refuses(ports.internal)
 
 
 def test_a_thread_that_answers_after_the_end_touches_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
