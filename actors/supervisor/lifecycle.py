@@ -152,3 +152,7 @@ def diagram() -> str:
         for (before, after), events in arrows.items()
     ]
     return "\n".join([*lines, "    terminated --> [*]", "    failed --> [*]"])
+
+
+if __name__ == "__main__":
+    print(diagram())  # noqa: T201 - for the README
