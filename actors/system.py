@@ -130,6 +130,6 @@ class System:
 
 
 def _applications(node: "Node") -> tuple[WebApp, WebApp]:
-    from ..http.app import create_external_app, create_internal_app
+    from ..http.app import create_apps
 
-    return create_external_app(node), create_internal_app(node)
+    return create_apps(node)
