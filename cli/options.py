@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
@@ -57,7 +57,7 @@ class Options(msgspec.Struct, frozen=True):
     dev: bool
     start_timeout_s: float
     stop_timeout_s: float
-    log_format: str
+    log_format: Literal["auto", "human", "json"]
     warnings: tuple[str, ...] = ()
 
 

@@ -576,7 +576,7 @@ def test_postgres_ending_unasked_fails_the_node_whatever_its_exit_code() -> None
     assert life.last(StopMonitoring) == StopMonitoring()
     assert life.reminder(LingerEnded) == 5
     life.hear(LingerEnded())
-    assert life.last(StopPostgres), "what Postgres left is cleared away first"
+    assert life.has_told(StopPostgres), "what Postgres left is cleared away first"
     life.hear(PostgresStopped(StopRung.NOT_RUNNING), ServingStopped())
     assert life.status() is Status.FAILED
     assert life.answers[exit_waiter].code == 1
