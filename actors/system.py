@@ -27,8 +27,8 @@ from .postgres_process.actor import PostgresProcess
 from .postgres_process.port import ProcessSink
 from .postgres_process.server import Server
 from .supervisor.actor import Supervisor, SupervisorMessage
-from .supervisor.decisions import Moment
 from .supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
+from .supervisor.turn import Moment
 
 if TYPE_CHECKING:
     from ..http.port import Node

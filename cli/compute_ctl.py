@@ -16,7 +16,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     signals = SignalPipe()
     signals.install()
-    from ..actors.supervisor.decisions import Moment
+    from ..actors.supervisor.turn import Moment
     from ..process import logs, node
     from .launching import StartError, prepare
 

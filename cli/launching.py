@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from ..actors.supervisor.decisions import Moment
+from ..actors.supervisor.turn import Moment
 from ..actors.system import Launch
 from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeConfig

@@ -10,8 +10,8 @@ from typing import Final
 
 from .signals import open_pidfd
 
-RUNGS: Final = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 2.0))
-"""Which signal, and how many seconds it may take to work."""
+RUNGS: Final = ((signal.SIGINT, 0.6), (signal.SIGQUIT, 0.25), (signal.SIGKILL, 0.15))
+"""Which signal, and which share of the time it may take to work."""
 
 _START_TIME_FIELD: Final = 21
 """Field 22 of /proc/<pid>/stat, counted from 0: ticks since boot; tells a process from a later namesake."""
@@ -47,7 +47,7 @@ class PostmasterRecord:
         with self._lock:
             self._identity = None
 
-    def stop(self) -> bool:
+    def stop(self, budget_s: float) -> bool:
         """Stop it if it still runs: fast, immediate, kill. Returns whether there was one to stop."""
         with self._lock:
             identity = self._identity
@@ -60,10 +60,10 @@ class PostmasterRecord:
         try:
             if start_time(pid) != began:
                 return False
-            for number, patience_s in RUNGS:
+            for number, share in RUNGS:
                 log.warning("last resort: sending %s to postmaster %d", number.name, pid)
                 signal.pidfd_send_signal(descriptor, number)
-                if select.select([descriptor], [], [], patience_s)[0]:
+                if select.select([descriptor], [], [], budget_s * share)[0]:
                     break
         except ProcessLookupError:
             log.info("last resort: postmaster %d ended meanwhile", pid)

@@ -57,7 +57,7 @@ def run(
         news.tell(on_status)
         return news.report(exiting)
     finally:
-        if postmaster.stop():
+        if postmaster.stop(launch.settings.stop_timeout_s):
             log.error("Postgres had to be stopped by the main thread, as a last resort")
         if left := system.stop(ACTORS_STOP_S):
             log.warning("threads that did not end: %s", ", ".join(left))

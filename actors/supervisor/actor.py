@@ -45,10 +45,11 @@ from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
 from ..kit.actor import Actor, Guard, Ref, Replier
 from ..kit.jobs import Cancellation, describe
-from .decisions import Moment, decide
+from .decisions import decide
 from .effects import After, Answer, Effect, Log, Never, Publish, ReadConfiguration, Tell
 from .private import ClosingOverdue, ConfigurationGraceEnded, ConfigurationReread, LingerEnded, StopOverdue
 from .state import NodeState, node_status, readiness
+from .turn import Moment
 
 SupervisorMessage: TypeAlias = (
     ActivityObserved

@@ -16,10 +16,10 @@ from compute_node.actors.kit.actor import Actor, Pending
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
-from compute_node.actors.supervisor.decisions import Moment
 from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
 from compute_node.actors.supervisor.lifecycle import TRANSITIONS
 from compute_node.actors.supervisor.state import Phase, readiness
+from compute_node.actors.supervisor.turn import Moment
 from compute_node.messages.lifecycle import (
     AwaitExit,
     Boot,

@@ -1,0 +1,205 @@
+"""What is decided about specs on their way into force: at boot, by `/configure`, by SIGHUP."""
+
+import logging
+
+import msgspec
+from msgspec.structs import replace
+
+from ...messages.activity import StartMonitoring
+from ...messages.catalog import ApplyFailed, ApplySpec, SpecApplied
+from ...messages.lifecycle import (
+    Configure,
+    Configured,
+    ConfigureRefused,
+    RereadConfiguration,
+    Status,
+)
+from ...messages.postgres import (
+    ConfigurationAccepted,
+    ConfigurationInstalled,
+    ConfigurationInstallFailed,
+    ConfigurationRefused,
+    InstallConfiguration,
+    PgdataFailed,
+    PgdataPrepared,
+    PostgresReady,
+    PostgresStartFailed,
+    PreparePgdata,
+)
+from .effects import (
+    CONFIGURATOR,
+    MONITOR,
+    POSTGRES,
+    ReadConfiguration,
+)
+from .lifecycle import Event, Refused, outcome
+from .private import ConfigurationReread
+from .state import Phase, Step, node_status
+from .turn import Turn
+
+
+def configure(turn: Turn, message: Configure, waiter: int | None) -> None:
+    waiters = () if waiter is None else (waiter,)
+    attempt = turn.attempt
+    if (
+        attempt is not None
+        and attempt.asked
+        and attempt.spec == message.spec
+        and attempt.step is not Step.ABORTING
+    ):
+        turn.advance(waiters=(*attempt.waiters, *waiters))
+        return
+    if attempt is not None and attempt.asked and turn.state.status in {Status.EMPTY, Status.RUNNING}:
+        # The other request is still in preflight: to its asker, and to this one, the node is already taken.
+        refusal = ConfigureRefused(
+            f"invalid compute status: {Status.CONFIGURATION_PENDING.text}", bad_spec=False
+        )
+        turn.answer(waiters, refusal)
+        return
+    taken = outcome(turn.state.status, Event.SPEC_TAKEN)
+    if isinstance(taken, Refused) or turn.state.phase is not Phase.UP:
+        text = f"invalid compute status: {turn.state.status.text}"
+        turn.answer(waiters, ConfigureRefused(text, bad_spec=False))
+        if not waiters:
+            turn.log(logging.WARNING, f"the configuration file was not applied: {text}")
+        return
+    turn.log(logging.INFO, "got configuration request")
+    turn.begin(message.spec, asked=True, waiters=waiters)
+
+
+def reread_configuration(turn: Turn, _: RereadConfiguration, __: int | None) -> None:
+    if turn.state.settings.config_path is None:
+        turn.log(logging.WARNING, "SIGHUP: there is no --config file to read again")
+    elif turn.state.phase is Phase.UP and turn.state.ending is None:
+        turn.effects.append(ReadConfiguration())
+
+
+def configuration_reread(turn: Turn, message: ConfigurationReread, _: int | None) -> None:
+    if message.error is not None:
+        turn.log(logging.ERROR, f"the configuration file could not be read again: {message.error}")
+    elif message.spec is None:
+        turn.log(logging.WARNING, "the configuration file has no spec; nothing is changed")
+    else:
+        configure(turn, Configure(message.spec), None)
+
+
+def configuration_accepted(turn: Turn, message: ConfigurationAccepted, _: int | None) -> None:
+    attempt = turn.under_way(message.operation, Step.CHECKING)
+    if attempt is None:
+        return
+    for warning in message.warnings:
+        turn.log(logging.WARNING, warning)
+    turn.advance(checked=True)
+    if not attempt.asked:
+        turn.start_postgres_if_ready()
+        return
+    turn.move(Event.SPEC_TAKEN)
+    turn.set(spec=attempt.spec)
+    if attempt.starts:
+        turn.log(logging.INFO, "got spec, continue configuration")
+        waited_ms = round((turn.now_s - turn.state.began_s) * 1000)
+        turn.set(
+            startup=replace(turn.state.startup, wait_for_spec_ms=waited_ms),
+            began_s=turn.now_s,
+            began_wall_s=turn.wall_s,
+        )
+        turn.move(Event.START_BEGAN)
+        turn.advance(step=Step.PREPARING)
+        turn.tell(POSTGRES, PreparePgdata(attempt.operation, attempt.spec))
+    else:
+        turn.move(Event.RECONFIGURATION_BEGAN)
+        turn.advance(step=Step.INSTALLING)
+        turn.tell(POSTGRES, InstallConfiguration(attempt.operation, attempt.spec))
+
+
+def configuration_refused(turn: Turn, message: ConfigurationRefused, _: int | None) -> None:
+    attempt = turn.under_way(message.operation, Step.CHECKING)
+    if attempt is None:
+        return
+    if attempt.asked:
+        turn.log(logging.WARNING, f"a configuration was refused: {message.error}")
+        turn.end_attempt(ConfigureRefused(message.error, bad_spec=True))
+    else:
+        turn.abort_start(message.error)
+
+
+def pgdata_prepared(turn: Turn, message: PgdataPrepared, _: int | None) -> None:
+    attempt = turn.under_way(message.operation, Step.CHECKING, Step.PREPARING)
+    if attempt is None:
+        return
+    turn.set(startup=replace(turn.state.startup, basebackup_ms=message.took_ms))
+    turn.advance(prepared=True)
+    turn.start_postgres_if_ready()
+
+
+def pgdata_failed(turn: Turn, message: PgdataFailed, _: int | None) -> None:
+    if turn.under_way(message.operation, Step.CHECKING, Step.PREPARING) is not None:
+        turn.abort_start(message.error)
+
+
+def postgres_ready(turn: Turn, message: PostgresReady, _: int | None) -> None:
+    attempt = turn.under_way(message.operation, Step.STARTING)
+    if attempt is None:
+        return
+    turn.set(postgres_up=True, startup=replace(turn.state.startup, start_postgres_ms=message.took_ms))
+    turn.log(logging.INFO, "PostgreSQL is now running, continuing to configure it")
+    turn.advance(step=Step.APPLYING, stage_began_s=turn.now_s)
+    turn.tell(CONFIGURATOR, ApplySpec(attempt.operation, attempt.spec, starting=True))
+
+
+def postgres_start_failed(turn: Turn, message: PostgresStartFailed, _: int | None) -> None:
+    if turn.under_way(message.operation, Step.STARTING) is not None:
+        turn.abort_start(message.error)
+
+
+def configuration_installed(turn: Turn, message: ConfigurationInstalled, _: int | None) -> None:
+    attempt = turn.under_way(message.operation, Step.INSTALLING)
+    if attempt is None:
+        return
+    if message.pending_restart:
+        names = ", ".join(message.pending_restart)
+        turn.log(logging.WARNING, f"these settings take effect at the next start of the node: {names}")
+    turn.advance(step=Step.APPLYING)
+    turn.tell(CONFIGURATOR, ApplySpec(attempt.operation, attempt.spec, starting=False))
+
+
+def configuration_install_failed(turn: Turn, message: ConfigurationInstallFailed, _: int | None) -> None:
+    if turn.under_way(message.operation, Step.INSTALLING) is not None:
+        turn.reconfiguration_failed(message.error)
+
+
+def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
+    attempt = turn.under_way(message.operation, Step.APPLYING)
+    if attempt is None:
+        return
+    turn.set(error=None)
+    if attempt.starts:
+        turn.set(
+            startup=replace(
+                turn.state.startup,
+                config_ms=round((turn.now_s - attempt.stage_began_s) * 1000),
+                total_startup_ms=round((turn.now_s - turn.state.began_s) * 1000),
+            )
+        )
+    turn.move(Event.SPEC_APPLIED)
+    if attempt.starts:
+        stages = msgspec.json.encode(turn.state.startup).decode()
+        turn.log(logging.INFO, f"compute start finished: {stages}")
+        experimental = "activity_monitor_experimental" in attempt.spec.features
+        turn.tell(MONITOR, StartMonitoring(experimental))
+    else:
+        turn.log(logging.INFO, "compute node configured")
+        operation = attempt.spec.operation_uuid or "unknown"
+        turn.log(logging.INFO, f"finished reconfiguration of compute node for operation {operation}")
+    turn.end_attempt(Configured(node_status(turn.state)))
+    turn.end_queue()
+
+
+def apply_failed(turn: Turn, message: ApplyFailed, _: int | None) -> None:
+    attempt = turn.under_way(message.operation, Step.APPLYING)
+    if attempt is None:
+        return
+    if attempt.starts:
+        turn.abort_start(message.error)
+    else:
+        turn.reconfiguration_failed(message.error)

@@ -1,0 +1,167 @@
+"""What is decided about the end: terminations, signals, a lost Postgres, a dead actor."""
+
+import logging
+
+from msgspec.structs import replace
+
+from ...messages.activity import StopMonitoring
+from ...messages.catalog import CancelApply
+from ...messages.lifecycle import (
+    EXIT_FAILED,
+    ActorFailed,
+    ConfigureFailed,
+    ShutdownMode,
+    SignalReceived,
+    Status,
+    Terminate,
+    Terminated,
+)
+from ...messages.postgres import (
+    PostgresExited,
+    PostgresStopped,
+    StopPostgres,
+    StopRung,
+)
+from .effects import (
+    CONFIGURATOR,
+    HTTP,
+    MONITOR,
+    POSTGRES,
+    Never,
+)
+from .lifecycle import Event
+from .private import ConfigurationGraceEnded, StopOverdue
+from .state import Cause, Phase, Step
+from .turn import LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S, Turn
+
+
+def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
+    error = f"the actor {message.actor} died: {message.error}"
+    turn.log(logging.ERROR, f"{error}; the node is stopped (this is a defect of compute-node)")
+    turn.broken(error)
+    ending = turn.state.ending
+    if message.actor == POSTGRES:
+        # Nobody is left who could stop Postgres in order: the main thread does it, as its last resort.
+        turn.finish()
+    elif message.actor == HTTP and turn.state.phase in {Phase.LINGERING, Phase.CLOSING}:
+        turn.finish()
+    elif ending is None and turn.state.phase is Phase.LINGERING:
+        turn.close()
+    elif ending is None:
+        drop_configuration(turn, error)
+        turn.terminate(Cause.FAILURE, immediate=False)
+    elif ending.queued:
+        drop_configuration(turn, error)
+
+
+def drop_configuration(turn: Turn, error: str) -> None:
+    """Give a configuration under way up, so that the node can end."""
+    attempt = turn.attempt
+    if attempt is not None and not attempt.starts and turn.state.status is Status.CONFIGURATION:
+        turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
+        turn.reconfiguration_failed(error)
+
+
+def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
+    immediate = message.mode is ShutdownMode.IMMEDIATE
+    waiters = () if waiter is None else (waiter,)
+    ending = turn.state.ending
+    status = turn.state.status
+    if status is Status.TERMINATED or turn.state.phase in {Phase.CLOSING, Phase.OVER}:
+        turn.answer(waiters, Terminated(lsn=None, repeated=status is Status.TERMINATED))
+        if turn.state.phase is Phase.LINGERING:
+            turn.close()
+    elif ending is not None:
+        turn.set(
+            ending=replace(
+                ending, waiters=(*ending.waiters, *waiters), immediate=ending.immediate or immediate
+            )
+        )
+        if immediate and not ending.queued:
+            turn.move(Event.TERMINATE_IMMEDIATE)
+    else:
+        turn.terminate(Cause.REQUEST, immediate=immediate, waiters=waiters)
+
+
+def signal_received(turn: Turn, message: SignalReceived, _: int | None) -> None:
+    turn.log(logging.INFO, f"received {message.signal}")
+    ending = turn.state.ending
+    if turn.state.phase is Phase.LINGERING and turn.state.tidied:
+        turn.close()
+    elif ending is None and turn.state.phase not in {Phase.CLOSING, Phase.OVER}:
+        turn.terminate(Cause.SIGNAL, immediate=False, signals=1)
+    elif ending is not None and turn.state.phase is Phase.UP:
+        turn.set(ending=replace(ending, cause=Cause.SIGNAL, signals=ending.signals + 1))
+        if ending.signals >= 1 and ending.queued:
+            configuration_grace_ended(turn, ConfigurationGraceEnded(), None)
+        elif ending.signals >= 1:
+            turn.tell(POSTGRES, StopPostgres(budget_s=max(0.5, ending.deadline_s - turn.now_s), hurry=True))
+
+
+def configuration_grace_ended(turn: Turn, _: ConfigurationGraceEnded, __: int | None) -> None:
+    ending = turn.state.ending
+    if ending is not None and ending.queued:
+        drop_configuration(turn, "the configuration was broken off: the node is terminating")
+
+
+def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> None:
+    turn.effects.append(Never(StopOverdue))
+    turn.set(postgres_up=False, raised=(), tidied=True)
+    ending = turn.state.ending
+    if message.rung is StopRung.KILL:
+        turn.set(exit_code=EXIT_FAILED, exit_reason="Postgres had to be killed")
+    attempt = turn.attempt
+    if attempt is not None and attempt.step is Step.ABORTING:
+        turn.move(Event.START_FAILED)
+        turn.end_attempt(ConfigureFailed(turn.state.error or "unknown error"))
+        turn.linger(
+            LINGER_FAILED_START_S,
+            f"giving control plane {LINGER_FAILED_START_S:g}s to collect the error before shutdown",
+        )
+        return
+    if ending is None and turn.state.phase is Phase.LINGERING:
+        turn.close()
+        return
+    if ending is None or ending.queued:
+        turn.log(logging.WARNING, "Postgres was reported stopped although nobody had asked for it")
+        return
+    if ending.cause is Cause.FAILURE:
+        turn.move(Event.STOPPED_BROKEN)
+        turn.answer(ending.waiters, Terminated(lsn=None))
+        turn.set(ending=replace(ending, waiters=()))
+        turn.linger(0 if ending.immediate else LINGER_LOST_S)
+        return
+    turn.move(Event.STOPPED)
+    turn.answer(ending.waiters, Terminated(lsn=None))
+    turn.set(ending=replace(ending, waiters=()))
+    if ending.cause is Cause.REQUEST:
+        turn.linger(LINGER_IMMEDIATE_S if ending.immediate or ending.failed_before else LINGER_FAST_S)
+    else:
+        turn.close()
+
+
+def stop_overdue(turn: Turn, _: StopOverdue, __: int | None) -> None:
+    error = "Postgres was not reported stopped within the stop budget"
+    turn.log(logging.ERROR, f"{error}; the process ends and stops it as a last resort")
+    turn.broken(error)
+    turn.finish()
+
+
+def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
+    error = f"Postgres ended although nobody asked it to: {message.description}"
+    turn.log(logging.ERROR, error)
+    turn.broken(error)
+    attempt, ending = turn.attempt, turn.state.ending
+    stopping = ending is not None and not ending.queued
+    if stopping or (attempt is not None and attempt.step is Step.ABORTING):
+        return  # it went while the order to stop was on its way; PostgresStopped follows
+    turn.set(postgres_up=False, raised=(), ending=None)
+    turn.tell(MONITOR, StopMonitoring())
+    if attempt is not None:
+        turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
+    turn.move(Event.POSTGRES_LOST)
+    turn.end_attempt(ConfigureFailed(error))
+    if ending is not None:
+        turn.effects.append(Never(ConfigurationGraceEnded))
+        turn.answer(ending.waiters, Terminated(lsn=None))
+    turn.linger(0 if ending is not None and ending.cause is Cause.SIGNAL else LINGER_LOST_S)

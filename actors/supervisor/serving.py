@@ -1,0 +1,88 @@
+"""What is decided about the process's own life: boot, the servers, lingering, the exit."""
+
+import logging
+
+from ...messages.lifecycle import (
+    AwaitExit,
+    Boot,
+    ExitReport,
+    StatusChanged,
+)
+from ...messages.postgres import (
+    InspectPgdata,
+    PgdataInspected,
+    PgdataRefused,
+)
+from ...messages.serving import ServingFailed, ServingStarted, ServingStopped, StartServing
+from .effects import (
+    HTTP,
+    POSTGRES,
+    Never,
+    Publish,
+)
+from .lifecycle import Event
+from .private import ClosingOverdue, LingerEnded
+from .state import Cause, Phase
+from .turn import CLOSING_S, TIDY_S, Turn
+
+
+def boot(turn: Turn, message: Boot, _: int | None) -> None:
+    turn.set(phase=Phase.INSPECTING, spec=message.spec)
+    turn.effects.append(Publish(StatusChanged(None, turn.state.status)))
+    if message.spec is not None:
+        turn.move(Event.START_BEGAN)
+    turn.tell(POSTGRES, InspectPgdata())
+
+
+def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
+    if turn.state.ending is not None or turn.state.phase is not Phase.INSPECTING:
+        return
+    turn.set(phase=Phase.UP)
+    turn.tell(HTTP, StartServing())
+    if turn.state.spec is not None:
+        turn.begin(turn.state.spec, asked=False)
+
+
+def pgdata_refused(turn: Turn, message: PgdataRefused, _: int | None) -> None:
+    turn.log(logging.ERROR, message.error)
+    turn.set(error=message.error, exit_code=message.exit_code, exit_reason=message.error)
+    turn.finish()
+
+
+def serving_started(turn: Turn, _: ServingStarted, __: int | None) -> None:
+    if turn.state.spec is None and turn.state.attempt is None and turn.state.ending is None:
+        turn.log(logging.INFO, "no compute spec provided, waiting")
+
+
+def serving_failed(turn: Turn, message: ServingFailed, _: int | None) -> None:
+    turn.log(logging.ERROR, message.error)
+    turn.broken(message.error)
+    if turn.state.ending is None:
+        turn.terminate(Cause.FAILURE, immediate=True)
+
+
+def serving_stopped(turn: Turn, _: ServingStopped, __: int | None) -> None:
+    if turn.state.phase is Phase.CLOSING:
+        turn.effects.append(Never(ClosingOverdue))
+        turn.finish()
+
+
+def closing_overdue(turn: Turn, _: ClosingOverdue, __: int | None) -> None:
+    turn.log(logging.WARNING, f"the HTTP servers did not close within {CLOSING_S:g} s; ending without them")
+    turn.finish()
+
+
+def linger_ended(turn: Turn, _: LingerEnded, __: int | None) -> None:
+    if turn.state.tidied:
+        turn.close()
+    else:
+        turn.stop_postgres(TIDY_S)  # it is gone, but what it left may not be
+
+
+def await_exit(turn: Turn, _: AwaitExit, waiter: int | None) -> None:
+    if waiter is None:
+        return
+    if turn.state.phase is Phase.OVER:
+        turn.answer((waiter,), ExitReport(turn.state.exit_code, turn.state.exit_reason))
+    else:
+        turn.set(exit_waiters=(*turn.state.exit_waiters, waiter))

@@ -1,0 +1,286 @@
+"""One message's worth of decisions: the steps that several of them share.
+
+The status is changed by `Turn.move` alone, through the table in lifecycle.py.
+"""
+
+import logging
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from ...messages.activity import StopMonitoring
+from ...messages.base import Message
+from ...messages.lifecycle import (
+    EXIT_FAILED,
+    ConfigureFailed,
+    ConfigureOutcome,
+    ConfigureRefused,
+    ExitReport,
+    Status,
+    StatusChanged,
+    Terminated,
+)
+from ...messages.postgres import (
+    CheckConfiguration,
+    PreparePgdata,
+    StartPostgres,
+    StopPostgres,
+)
+from ...messages.serving import StopServing
+from ...messages.spec import ComputeSpec
+from .effects import (
+    HTTP,
+    MONITOR,
+    POSTGRES,
+    After,
+    Answer,
+    Effect,
+    Log,
+    Never,
+    Publish,
+    Tell,
+)
+from .lifecycle import Event, Refused, outcome
+from .private import ClosingOverdue, ConfigurationGraceEnded, LingerEnded, StopOverdue
+from .state import Attempt, Cause, Ending, NodeState, Phase, Step
+
+CONFIGURATION_GRACE_S: Final = 5.0
+"""How long a termination lets a configuration end by itself."""
+LINGER_FAILED_START_S: Final = 30.0
+LINGER_FAST_S: Final = 30.0
+LINGER_IMMEDIATE_S: Final = 0.3
+LINGER_LOST_S: Final = 5.0
+LINGER_DEV_S: Final = 0.3
+DRAIN_S: Final = 1.0
+"""How long requests under way may take to end when the servers close."""
+CLOSING_S: Final = 2.0
+"""After this long the process ends without waiting for the servers."""
+RESERVE: Final = 0.12
+"""The share of the stop budget that is kept for what comes after Postgres."""
+TIDY_S: Final = 3.0
+"""How long it may take to clear away what a Postgres that ended unasked has left."""
+OVERDUE_S: Final = 1.0
+"""How much longer than its share of the budget the stop of Postgres may take before it is given up."""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The next state, and what is to be done, in order."""
+
+    state: NodeState
+    effects: tuple[Effect, ...]
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """When a message is handled: monotonic and wall clock, seconds."""
+
+    now_s: float
+    wall_s: float
+
+
+class Turn:
+    """One message's worth of decisions: the state so far and the effects so far."""
+
+    def __init__(self, state: NodeState, moment: Moment) -> None:
+        self.state = state
+        self.now_s = moment.now_s
+        self.wall_s = moment.wall_s
+        self.effects: list[Effect] = []
+
+    # --- Small steps
+
+    def set(self, **changes: Any) -> None:  # noqa: ANN401 - field names are checked by msgspec
+        """Change what is known."""
+        self.state = replace(self.state, **changes)
+
+    def tell(self, to: str, message: Message) -> None:
+        """Tell another actor."""
+        self.effects.append(Tell(to, message))
+
+    def log(self, level: int, text: str) -> None:
+        """Write a line."""
+        self.effects.append(Log(level, text))
+
+    def answer(self, waiters: tuple[int, ...], value: Message) -> None:
+        """Answer each of those who wait."""
+        self.effects += (Answer(waiter, value) for waiter in waiters)
+
+    def move(self, event: Event) -> Status | Refused:
+        """Let an event happen; the only place where the status changes."""
+        old = self.state.status
+        new = outcome(old, event)
+        if isinstance(new, Refused):
+            if new is Refused.CANNOT_HAPPEN:
+                self.log(logging.WARNING, f"ignored in status {old.text}: {event.value}")
+            return new
+        if new is not old:
+            self.set(status=new)
+            self.log(logging.INFO, f"Changing compute status from {old.text} to {new.text}")
+            self.effects.append(Publish(StatusChanged(old, new, self.state.error)))
+        return new
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The spec on its way into force, if there is one."""
+        return self.state.attempt
+
+    def under_way(self, operation: int, *steps: Step) -> Attempt | None:
+        """Return the attempt that an outcome belongs to; None for a late outcome."""
+        attempt = self.state.attempt
+        if attempt is None or attempt.operation != operation or attempt.step not in steps:
+            return None
+        return attempt
+
+    def advance(self, **changes: Any) -> Attempt:  # noqa: ANN401 - as in `set`
+        """Change the attempt under way."""
+        assert self.state.attempt is not None  # noqa: S101 - callers have looked
+        attempt = replace(self.state.attempt, **changes)
+        self.set(attempt=attempt)
+        return attempt
+
+    # --- Starting and configuring
+
+    def begin(self, spec: ComputeSpec, *, asked: bool, waiters: tuple[int, ...] = ()) -> None:
+        """Begin to bring a spec into force: preflight, and at boot PGDATA at the same time."""
+        operation = self.state.operation + 1
+        starts = not self.state.postgres_up
+        self.set(
+            operation=operation,
+            attempt=Attempt(
+                operation=operation,
+                spec=spec,
+                step=Step.CHECKING,
+                starts=starts,
+                asked=asked,
+                waiters=waiters,
+                stage_began_s=self.now_s,
+            ),
+        )
+        self.tell(POSTGRES, CheckConfiguration(operation, spec))
+        if not asked:
+            self.tell(POSTGRES, PreparePgdata(operation, spec))
+
+    def end_attempt(self, result: ConfigureOutcome) -> None:
+        """Answer all who wait for the attempt, and forget it."""
+        attempt = self.state.attempt
+        if attempt is not None:
+            self.set(attempt=None)
+            self.answer(attempt.waiters, result)
+
+    def start_postgres_if_ready(self) -> None:
+        """Start Postgres once preflight has passed and PGDATA stands ready."""
+        attempt = self.state.attempt
+        if attempt is not None and attempt.checked and attempt.prepared:
+            self.advance(step=Step.STARTING)
+            self.tell(POSTGRES, StartPostgres(attempt.operation, attempt.spec))
+
+    def abort_start(self, error: str) -> None:
+        """Stop what a failing start has left; the status becomes `failed` when it is gone."""
+        self.log(logging.ERROR, f"could not start the compute node: {error}")
+        self.set(error=error, exit_code=EXIT_FAILED, exit_reason=error)
+        self.advance(step=Step.ABORTING)
+        self.stop_postgres(self.state.settings.stop_timeout_s)
+
+    def reconfiguration_failed(self, error: str) -> None:
+        """Go back to running with the error kept; Postgres has its last good settings."""
+        self.log(logging.ERROR, f"could not configure compute node: {error}")
+        self.set(error=error)
+        self.move(Event.RECONFIGURATION_FAILED)
+        self.end_attempt(ConfigureFailed(error))
+        self.end_queue()
+
+    # --- Ending
+
+    def stop_postgres(self, budget_s: float, *, hurry: bool = False) -> None:
+        """Have Postgres stopped; what comes after it gets a share of the budget too."""
+        share = max(0.5, budget_s * (1 - RESERVE))
+        self.tell(POSTGRES, StopPostgres(budget_s=share, hurry=hurry))
+        self.effects.append(After(share + OVERDUE_S, StopOverdue()))
+
+    def terminate(
+        self, cause: Cause, *, immediate: bool, waiters: tuple[int, ...] = (), signals: int = 0
+    ) -> None:
+        """Begin the end of the node, or queue it behind the configuration under way.
+
+        A node that has failed ends this way too: what is left of Postgres is tidied up first.
+        """
+        event = Event.TERMINATE_IMMEDIATE if immediate else Event.TERMINATE_FAST
+        ending = Ending(
+            cause=cause,
+            deadline_s=self.now_s + self.state.settings.stop_timeout_s,
+            immediate=immediate,
+            waiters=waiters,
+            signals=signals,
+            failed_before=self.state.status is Status.FAILED,
+        )
+        if self.state.phase is Phase.LINGERING:
+            self.effects.append(Never(LingerEnded))
+            self.set(phase=Phase.UP)
+        if self.state.status is not Status.CONFIGURATION:
+            self.end_attempt(self._cut_off(immediate=immediate))
+        if self.move(event) is Refused.QUEUED:
+            self.set(ending=replace(ending, queued=True))
+            self.effects.append(After(CONFIGURATION_GRACE_S, ConfigurationGraceEnded()))
+            return
+        self.set(ending=ending)
+        self.tell(MONITOR, StopMonitoring())
+        self.stop_postgres(self.state.settings.stop_timeout_s)
+
+    def _cut_off(self, *, immediate: bool) -> ConfigureOutcome:
+        """Say what those are told whose configuration or start a termination ends."""
+        if self.state.status in {Status.EMPTY, Status.RUNNING}:
+            # Preflight only: nothing was taken yet.
+            pending = Status.TERMINATION_PENDING_IMMEDIATE if immediate else Status.TERMINATION_PENDING_FAST
+            return ConfigureRefused(f"invalid compute status: {pending.text}", bad_spec=False)
+        return ConfigureFailed(self.state.error or "the start was cancelled: the node is terminating")
+
+    def end_queue(self) -> None:
+        """Carry out a termination that was waiting for the configuration."""
+        ending = self.state.ending
+        if ending is None or not ending.queued:
+            return
+        self.effects.append(Never(ConfigurationGraceEnded))
+        self.move(Event.TERMINATE_IMMEDIATE if ending.immediate else Event.TERMINATE_FAST)
+        self.set(ending=replace(ending, queued=False))
+        self.tell(MONITOR, StopMonitoring())
+        self.stop_postgres(max(1.0, ending.deadline_s - self.now_s))
+
+    def linger(self, seconds: float, reason: str = "") -> None:
+        """Keep serving for a while, so that the outcome can be read; then close."""
+        if self.state.settings.dev:
+            seconds = min(seconds, LINGER_DEV_S)
+        if seconds <= 0:
+            self.close()
+            return
+        if reason:
+            self.log(logging.INFO, reason)
+        self.set(phase=Phase.LINGERING)
+        self.effects.append(After(seconds, LingerEnded()))
+
+    def close(self) -> None:
+        """Close the servers; the process ends when they are, or a moment later."""
+        if self.state.phase in {Phase.CLOSING, Phase.OVER}:
+            return
+        self.effects.append(Never(LingerEnded))
+        self.set(phase=Phase.CLOSING)
+        self.tell(HTTP, StopServing(DRAIN_S))
+        self.effects.append(After(CLOSING_S, ClosingOverdue()))
+
+    def finish(self) -> None:
+        """Let the process end; nobody is left waiting."""
+        if self.state.phase is Phase.OVER:
+            return
+        self.end_attempt(ConfigureFailed(self.state.error or "the node has ended"))
+        ending = self.state.ending
+        if ending is not None and ending.waiters:
+            self.answer(ending.waiters, Terminated(lsn=None))
+            self.set(ending=replace(ending, waiters=()))
+        self.set(phase=Phase.OVER)
+        reason = self.state.exit_reason or "stopped in order"
+        self.log(logging.INFO, f"shutting down: {reason}")
+        self.answer(self.state.exit_waiters, ExitReport(self.state.exit_code, reason))
+        self.set(exit_waiters=())
+
+    def broken(self, error: str) -> None:
+        """Note that the node itself failed; it will end with a failure whatever follows."""
+        self.set(error=error, exit_code=EXIT_FAILED, exit_reason=error)
