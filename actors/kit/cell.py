@@ -168,6 +168,7 @@ class Cell(Services, Generic[M]):
     def _receive(self, envelope: Envelope) -> None:
         message = envelope.message
         self._current, self._settled = envelope, envelope.promise is None
+        error: BaseException | None = None
         began = time.perf_counter()
         try:
             if isinstance(message, JobCrashed):
@@ -176,13 +177,15 @@ class Cell(Services, Generic[M]):
             if not self._settled:
                 msg = f"{type(message).__name__} was neither answered nor kept for later"
                 raise RuntimeError(msg)  # noqa: TRY301 - as above
-        except BaseException as error:  # noqa: BLE001 - nothing may end the thread
+        except BaseException as raised:  # noqa: BLE001 - nothing may end the thread
+            error = raised
+        took = time.perf_counter() - began
+        self._current = None
+        self._account(message, took)
+        if error is not None:
             if not self._settled:
                 envelope.refuse(f"{self.name} failed: {describe(error)}")
             self._die(error)
-        finally:
-            self._current = None
-            self._account(message, time.perf_counter() - began)
 
     def _settle(self, request: Request[R]) -> "futures.Future[object] | None":
         if self._current is None or self._current.message is not request:

@@ -1,7 +1,6 @@
 import logging
 import re
 import threading
-import time
 
 import pytest
 from compute_node.actors.kit import cell
@@ -60,7 +59,7 @@ def test_a_slow_handler_is_logged_and_counted_and_a_fast_one_is_not(
     ref.tell(Note("0.06"))
     ref.tell(Note("0.0"))
     bench.wait(lambda: len(bench.recorder.texts) == 3)
-    monkeypatch.setattr(cell, "time", time)
+    monkeypatch.undo()
     assert bench.metrics.read(SLOW_HANDLERS) == {("actor",): 1.0}
     slow = [record for record in caplog.records if "slow handler" in record.message]
     assert [record.levelno for record in slow] == [logging.WARNING]
@@ -76,7 +75,7 @@ def test_a_slow_start_counts_as_a_slow_handler(bench: Bench, monkeypatch: pytest
 
     monkeypatch.setattr(cell, "time", fake)
     bench.spawn("actor", Scripted(bench.recorder, on_start=begin))
-    monkeypatch.setattr(cell, "time", time)
+    monkeypatch.undo()
     assert bench.metrics.read(SLOW_HANDLERS) == {("actor",): 1.0}
 
 

@@ -121,8 +121,8 @@ def test_a_stop_names_the_threads_that_live_on_and_leaves_at_its_deadline() -> N
     bench.spawn("worker", Scripted(bench.recorder, script)).tell(Note("go"))
     for _ in range(2):
         assert entered.acquire(timeout=WAIT_S)
-    left = bench.runtime.stop(0.2)
-    assert [name.removesuffix("-job-1").removesuffix("-job-2") for name in left] == ["worker", "deaf"]
+    left = {name.removesuffix("-job-1").removesuffix("-job-2") for name in bench.runtime.stop(0.2)}
+    assert {"worker", "deaf"} <= left
     go_on.set()
     assert bench.stop() == ()
 
@@ -149,7 +149,7 @@ def test_an_actor_that_hangs_does_not_keep_its_jobs_from_being_cancelled() -> No
     assert at_work.wait(WAIT_S)
     ref.tell(Other())
     assert hanging.wait(WAIT_S)
-    assert bench.runtime.stop(0.1) == ("actor",)
+    assert "actor" in bench.runtime.stop(0.1)
     assert cancelled.is_set()
     go_on.set()
     assert bench.stop() == ()
@@ -168,7 +168,7 @@ def test_an_exception_during_a_stop_reaches_the_owner() -> None:
 
     bench.spawn("actor", Scripted(bench.recorder, {Other: die})).tell(Other())
     assert entered.wait(WAIT_S)
-    assert bench.runtime.stop(0.01) == ("actor",)
+    assert "actor" in bench.runtime.stop(0.01)
     go_on.set()
     bench.wait(lambda: len(bench.abandoned) == 1)
     assert bench.abandoned == [ActorFailed("actor", "ValueError: bad luck")]
