@@ -34,7 +34,7 @@ lock:
 	$(VENV).lock/bin/python -m pip install --quiet '.[embedded]'
 	$(VENV).lock/bin/python -m pip freeze --exclude compute-node | grep -vxFf requirements.lock > requirements-embedded.lock
 	$(VENV).lock/bin/python -m pip install --quiet '.[embedded,dev]'
-	$(VENV).lock/bin/python -m pip freeze --exclude compute-node > requirements-dev.lock
+	$(VENV).lock/bin/python -m pip freeze --all --exclude pip --exclude compute-node > requirements-dev.lock
 	rm -rf $(VENV).lock build
 
 $(VENV)/.made:
