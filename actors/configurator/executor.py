@@ -48,6 +48,8 @@ CREATING_CONNECTIONS: Final = 4
 """CREATE DATABASE gains from a few sessions (half the time on two processors), and not from more."""
 ATTEMPTS: Final = 3
 """For what another session may have caused; each waits for at most the lock timeout."""
+RECONNECT_PAUSES_S: Final = (0.02, 0.1, 0.5, 1.0)
+"""Between attempts at databases that refused a connection, all of them together."""
 
 OPTIONS: Final = (
     *QUIET_OPTIONS,
@@ -94,7 +96,6 @@ class PostgresSession(Session):
     """An administration over real connections; all are closed by `close`."""
 
     def __init__(self, target: Target, order: Order) -> None:
-        self.connections_opened = 0
         self._target = target
         self._order = order
         self._name = START_NAME if order.starting else RECONFIGURE_NAME
@@ -155,6 +156,9 @@ class PostgresSession(Session):
             phase = operations[0].phase.value
             msg = f"{phase}: the connection to Postgres was lost: {_line(error)}; applying it again goes on from there"
             raise AdministrationError(msg) from error
+        finally:
+            while len(self._maintenance) > 1:
+                self._maintenance.pop().pgconn.finish()
         return Outcome(sum(o.done for o in outcomes), tuple(f for o in outcomes for f in o.failures))
 
     @override
@@ -172,12 +176,18 @@ class PostgresSession(Session):
                     refused.append(visit)
 
         await _together([work] * min(self._limit, len(visits)))
-        for visit in refused:  # perhaps there were no free connections: now there are
+        pauses_s: tuple[float, ...] = RECONNECT_PAUSES_S
+        while refused:  # perhaps there were no free connections; sessions that have ended leave some
             try:
-                outcomes.append(await self._visit(visit, decide))
+                outcomes.append(await self._visit(refused[0], decide))
+                refused.pop(0)
             except OperationalError as error:
-                failure = Failure(f"look into {database_named(visit.database)}", _line(error))
-                outcomes.append(VisitOutcome(visit, failures=(failure,)))
+                if pauses_s:
+                    pause_s, *rest = pauses_s
+                    pauses_s = tuple(rest)
+                    await asyncio.sleep(pause_s)
+                else:
+                    outcomes.append(_unvisited(refused.pop(0), _line(error)))
         return tuple(outcomes)
 
     async def _visit(self, visit: Visit, decide: DecideVisit) -> VisitOutcome:
@@ -188,19 +198,16 @@ class PostgresSession(Session):
             )
             if user != self.administrator:
                 reason = f"the session acts as {shown(user)} instead of {shown(self.administrator)}"
-                failure = Failure(f"look into {database_named(visit.database)}", reason)
-                return VisitOutcome(visit, failures=(failure,))
+                return _unvisited(visit, reason)
             outcome = await _carry_out(connection, decide(visit, facts))
             return VisitOutcome(visit, facts.oid, outcome.done, outcome.failures)
         except _StatementError as error:
-            failure = Failure(f"look into {database_named(visit.database)}", str(error))
-            return VisitOutcome(visit, failures=(failure,))
+            return _unvisited(visit, str(error))
         finally:
             connection.pgconn.finish()
 
     async def _connect(self, target: Target, dbname: str | None, options: Sequence[str]) -> Connection:
         connection = await connect(target, application_name=self._name, dbname=dbname, extra_options=options)
-        self.connections_opened += 1
         connection.pgconn.enter_pipeline_mode()
         return connection
 
@@ -303,6 +310,10 @@ async def _carry_out(connection: Connection, operations: Iterable[op.AnyOperatio
         if not pending:
             break
     return Outcome(done, tuple(failures))
+
+
+def _unvisited(visit: Visit, reason: str) -> VisitOutcome:
+    return VisitOutcome(visit, failures=(Failure(f"look into {database_named(visit.database)}", reason),))
 
 
 def _joint(operation: op.AnyOperation) -> str | None:

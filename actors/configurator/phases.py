@@ -147,8 +147,8 @@ def drop_invalid_databases(planner: Planner) -> Iterator[op.Maintaining]:
 def rename_roles(planner: Planner) -> Iterator[op.Maintaining]:
     """Rename a role that exists to a name that does not."""
     for change in planner.wish.role_renamings:
-        if (source := _source(change, planner.draft.roles)) is not None:
-            yield op.RenameRole(source, change.target)
+        if _is_due(change, planner.draft.roles):
+            yield op.RenameRole(change.name, change.target)
 
 
 def create_and_alter_roles(planner: Planner) -> Iterator[op.Maintaining]:
@@ -173,10 +173,11 @@ def rename_and_delete_databases(planner: Planner) -> Iterator[op.Maintaining]:
     """Do what the spec's list asks for and the catalog shows as not done."""
     databases = planner.draft.databases
     for change in planner.wish.database_changes:
+        if not _is_due(change, databases):
+            continue
         if isinstance(change, Renaming):
-            if (source := _source(change, databases)) is not None:
-                yield op.RenameDatabase(source, change.target)
-        elif change.name in databases and _is_due(change, databases):
+            yield op.RenameDatabase(change.name, change.target)
+        else:
             if databases[change.name].template:
                 yield op.ClearTemplateFlag(change.name)
             yield op.DropDatabase(change.name)
@@ -300,11 +301,7 @@ def _departing(planner: Planner) -> tuple[str, ...]:
     return tuple(role for role in planner.wish.departing if role in planner.draft.roles)
 
 
-def _source(change: Renaming, known: Container[str]) -> str | None:
-    if change.target in known or not _is_due(change, known):
-        return None
-    return next((name for name in change.sources if name in known), None)
-
-
 def _is_due(change: Renaming | Deletion, known: Container[str]) -> bool:
-    return not change.only_before or any(name in known for name in change.only_before)
+    if change.name not in known or (isinstance(change, Renaming) and change.target in known):
+        return False
+    return change.only_before is None or change.only_before in known

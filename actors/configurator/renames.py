@@ -21,20 +21,20 @@ AMBIGUOUS: Final = (
 
 
 class Renaming(msgspec.Struct, frozen=True):
-    """Rename the first of `sources` that exists, if nothing has the name `target` by then."""
+    """Rename what has this name, if nothing has the name `target` by then."""
 
-    sources: tuple[str, ...]
+    name: str
     target: str
-    only_before: tuple[str, ...] = ()
-    """If not empty: only while one of these exists, which is then to take the place that becomes free."""
+    only_before: str | None = None
+    """Only while this one exists, which is then to take the place that becomes free."""
 
 
 class Deletion(msgspec.Struct, frozen=True):
     """Delete what has this name."""
 
     name: str
-    only_before: tuple[str, ...] = ()
-    """If not empty: only while one of these exists, which is then to take the place that becomes free."""
+    only_before: str | None = None
+    """Only while this one exists, which is then to take the place that becomes free."""
 
 
 Change: TypeAlias = Renaming | Deletion
@@ -95,13 +95,14 @@ def resolve(steps: Iterable[Step], wanted: AbstractSet[str]) -> Resolved:
             )
             refused |= dict.fromkeys(kept, reason)
     things = _without_refused(_ordered(things, refused), refused)
-    sources = {thing.target: _sources(thing, things) for thing in things if not thing.deleted}
+    successors = {thing.target: thing.origin for thing in things if not thing.deleted}
     changes: list[Change] = []
     for thing in things:
         if thing.deleted:
-            changes += [Deletion(name, sources.get(name, ())) for name in thing.names]
+            changes += [Deletion(name, successors.get(name)) for name in thing.names]
         else:
-            changes.append(Renaming(sources[thing.target], thing.target, sources.get(thing.origin, ())))
+            # In one go: a name in between is another's, where it exists.
+            changes.append(Renaming(thing.origin, thing.target, successors.get(thing.origin)))
     return Resolved(tuple(changes), tuple(refused.items()))
 
 
@@ -129,18 +130,18 @@ def _follow(steps: Iterable[Step]) -> tuple[list[_Thing], dict[str, str]]:
         else:
             thing.names.append(step.new_name)
             present[step.new_name] = thing
-    unmoved = [thing for thing in things if not thing.deleted and thing.origin == thing.target]
-    return [thing for thing in things if thing not in unmoved], refused
+    return [thing for thing in things if thing.deleted or thing.origin != thing.target], refused
 
 
 def _ordered(things: list[_Thing], refused: dict[str, str]) -> list[_Thing]:
     """Put each after the one whose place it takes; those that take each other's places are refused."""
     remaining = list(things)
     while True:
-        before = {
-            thing: [other for other in remaining if not thing.deleted and thing.target in other.leaves]
-            for thing in remaining
-        }
+        places: dict[str, list[_Thing]] = {}
+        for thing in remaining:
+            for name in thing.leaves:
+                places.setdefault(name, []).append(thing)
+        before = {thing: () if thing.deleted else places.get(thing.target, ()) for thing in remaining}
         try:
             return list(TopologicalSorter(before).static_order())
         except CycleError as error:
@@ -152,14 +153,7 @@ def _ordered(things: list[_Thing], refused: dict[str, str]) -> list[_Thing]:
 def _without_refused(things: list[_Thing], refused: dict[str, str]) -> list[_Thing]:
     """Leave out what is refused, and what touches a name that is: order and conditions hang together."""
     remaining = list(things)
-    while touched := [t for t in remaining if any(n in refused for n in t.names)]:
-        for thing in touched:
-            refused.setdefault(thing.origin, AMBIGUOUS)
+    while touched := {thing for thing in remaining if any(name in refused for name in thing.names)}:
+        refused |= {thing.origin: AMBIGUOUS for thing in touched if thing.origin not in refused}
         remaining = [thing for thing in remaining if thing not in touched]
     return remaining
-
-
-def _sources(thing: _Thing, things: list[_Thing]) -> tuple[str, ...]:
-    """Its first name, then those between: a program that stops between two renamings leaves it there."""
-    others = {name for other in things if other is not thing for name in (other.origin, other.target)}
-    return (thing.origin, *(name for name in thing.names[1:-1] if name not in others))

@@ -1,0 +1,200 @@
+"""The Configurator among other actors, in made-up time, over a Postgres that is a model."""
+
+from typing import Any
+
+import pytest
+from compute_node.actors.configurator.actor import Configurator
+from compute_node.actors.kit.actor import Actor, Ref
+from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.messages.base import Message
+from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, SpecApplied
+from compute_node.messages.metrics import APPLIED_STATEMENTS
+from compute_node.messages.spec import Cluster, ComputeSpec, Database, Role, StaticMode
+from typing_extensions import override
+
+from doubles.administration import FakeAdministration
+from doubles.specs import a_spec, settings
+
+SEEDS = range(20)
+
+
+class Listener(Actor[Message]):
+    """Stands where the Supervisor is."""
+
+    def __init__(self) -> None:
+        self.heard: list[Message] = []
+
+    @override
+    def receive(self, message: Message) -> None:
+        self.heard.append(message)
+
+
+class House:
+    def __init__(self, seed: int) -> None:
+        self.runtime = SimulatedRuntime(seed)
+        self.listener = Listener()
+        self.postgres = FakeAdministration()
+        supervisor: Ref[Any] = self.runtime.spawn("supervisor", self.listener)
+        actor = Configurator(settings(), supervisor, self.postgres)
+        self.configurator = self.runtime.spawn("configurator", actor)
+
+    def apply(self, operation: int, spec: ComputeSpec, *, starting: bool = True) -> Message:
+        """Apply a spec and return the outcome."""
+        before = len(self.listener.heard)
+        self.configurator.tell(ApplySpec(operation, spec, starting))
+        self.runtime.run(until=lambda: len(self.listener.heard) > before)
+        return self.listener.heard[-1]
+
+
+@pytest.fixture(params=SEEDS)
+def house(request: pytest.FixtureRequest) -> House:
+    return House(request.param)
+
+
+def two_databases(**changes: Any) -> ComputeSpec:
+    cluster = Cluster((Role("a"), Role("b")), (Database("x", "a"), Database("y", "b")))
+    return a_spec(cluster=cluster, **changes)
+
+
+def test_a_spec_is_applied_and_its_changes_are_counted(house: House) -> None:
+    outcome = house.apply(7, two_databases())
+    assert isinstance(outcome, SpecApplied)
+    assert (outcome.operation, outcome.statements) == (7, len(house.postgres.done))
+    assert set(house.postgres.visited) == {"x", "y"}
+    assert house.runtime.metrics.read(APPLIED_STATEMENTS) == {(): float(outcome.statements)}
+
+
+def test_the_same_spec_again_changes_nothing_and_looks_into_no_database(house: House) -> None:
+    house.apply(1, two_databases())
+    house.postgres.visited.clear()
+    outcome = house.apply(2, two_databases(), starting=False)
+    assert isinstance(outcome, SpecApplied)
+    assert (outcome.statements, house.postgres.visited) == (0, [])
+
+
+def test_start_and_reconfiguration_make_the_same_changes(house: House) -> None:
+    other = House(0)
+    house.apply(1, two_databases(), starting=True)
+    other.apply(1, two_databases(), starting=False)
+    assert house.postgres.done == other.postgres.done
+
+
+def test_after_a_failed_visit_the_database_is_visited_again(house: House) -> None:
+    house.postgres.broken['database "x"'] = "out of sorts"
+    failed = house.apply(1, two_databases())
+    assert isinstance(failed, ApplyFailed)
+    house.postgres.broken.clear()
+    assert isinstance(house.apply(2, two_databases()), SpecApplied)
+    house.postgres.visited.clear()
+    house.apply(3, two_databases())
+    assert house.postgres.visited == []
+
+
+def test_one_broken_object_stops_neither_its_neighbours_nor_hides_its_name(house: House) -> None:
+    house.postgres.broken['role "a"'] = "no such luck"
+    outcome = house.apply(1, two_databases())
+    assert isinstance(outcome, ApplyFailed)
+    assert outcome.error == (
+        'cannot apply the spec: create and alter roles: cannot create role "a": no such luck'
+    )
+    assert "b" in house.postgres.catalog.roles
+    assert "x" not in house.postgres.catalog.databases
+
+
+def test_what_is_refused_is_told_after_the_rest_is_done(house: House) -> None:
+    spec = a_spec(cluster=Cluster((Role("pg_mine"), Role("a")), (Database("x", "a"),)))
+    outcome = house.apply(1, spec)
+    assert isinstance(outcome, ApplyFailed)
+    assert 'role "pg_mine": it must not be created: Postgres reserves this name' in outcome.error
+    assert "x" in house.postgres.catalog.databases
+
+
+def test_a_postgres_that_cannot_be_reached_is_a_failed_application_not_a_dead_actor(house: House) -> None:
+    house.postgres.unreachable = True
+    outcome = house.apply(1, two_databases())
+    assert outcome == ApplyFailed(1, "cannot apply the spec: cannot read the catalog: nobody listens")
+    house.postgres.unreachable = False
+    assert isinstance(house.apply(2, two_databases()), SpecApplied)
+
+
+def test_an_unexpected_error_fails_the_application_and_forgets_what_was_seen(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.apply(1, two_databases())
+
+    def bug(*_: object) -> None:
+        msg = "a bug"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(house.postgres, "apply", bug)
+        assert house.apply(2, two_databases()) == ApplyFailed(2, "cannot apply the spec: RuntimeError: a bug")
+    house.postgres.visited.clear()
+    house.apply(3, two_databases())
+    assert set(house.postgres.visited) == {"x", "y"}
+
+
+def test_a_cut_application_is_made_complete_by_the_next_one(house: House) -> None:
+    whole = House(0)
+    whole.apply(1, two_databases())
+    for cut in range(len(whole.postgres.done)):
+        again = House(cut)
+        again.postgres.operations_left = cut
+        assert isinstance(again.apply(1, two_databases()), ApplyFailed)
+        again.postgres.operations_left = None
+        assert isinstance(again.apply(2, two_databases()), SpecApplied)
+        assert again.postgres.catalog.roles == whole.postgres.catalog.roles
+        assert set(again.postgres.catalog.databases) == set(whole.postgres.catalog.databases)
+
+
+def test_a_cancelled_application_fails_and_the_next_one_is_taken(house: House) -> None:
+    house.postgres.held = True
+    house.configurator.tell(ApplySpec(1, two_databases(), starting=True))
+    house.runtime.settle()
+    house.configurator.tell(CancelApply(1))
+    house.runtime.run(until=lambda: bool(house.listener.heard))
+    (outcome,) = house.listener.heard
+    assert isinstance(outcome, ApplyFailed)
+    assert "asked to end" in outcome.error
+    house.postgres.held = False
+    assert isinstance(house.apply(2, two_databases()), SpecApplied)
+
+
+def test_a_cancellation_of_another_operation_is_not_meant_for_this_one(house: House) -> None:
+    house.postgres.held = True
+    house.configurator.tell(ApplySpec(2, two_databases(), starting=True))
+    house.configurator.tell(CancelApply(1))
+    house.runtime.settle()
+    assert house.listener.heard == []
+    house.postgres.held = False
+    house.runtime.run(until=lambda: bool(house.listener.heard))
+    assert isinstance(house.listener.heard[0], SpecApplied)
+
+
+def test_a_cancellation_when_nothing_runs_does_nothing(house: House) -> None:
+    house.configurator.tell(CancelApply(1))
+    house.runtime.settle()
+    assert house.listener.heard == []
+    assert isinstance(house.apply(2, two_databases()), SpecApplied)
+
+
+def test_a_second_spec_while_one_is_applied_is_refused_and_the_first_goes_on(house: House) -> None:
+    house.postgres.held = True
+    house.configurator.tell(ApplySpec(1, two_databases(), starting=True))
+    house.configurator.tell(ApplySpec(2, two_databases(), starting=True))
+    house.runtime.settle()
+    assert house.listener.heard == [ApplyFailed(2, "the spec of operation 1 is still being applied")]
+    house.postgres.held = False
+    house.runtime.run(until=lambda: len(house.listener.heard) > 1)
+    assert isinstance(house.listener.heard[-1], SpecApplied)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"skip_pg_catalog_updates": True}, {"mode": "Replica"}, {"mode": StaticMode("0/1")}],
+    ids=["skipped", "replica", "static"],
+)
+def test_where_the_catalog_is_not_to_be_touched_nothing_is_done(changes: dict[str, Any]) -> None:
+    house = House(0)
+    assert house.apply(3, two_databases(**changes)) == SpecApplied(3, statements=0, took_ms=0)
+    assert house.postgres.orders == []

@@ -1,0 +1,173 @@
+"""What a spec asks for, and what of it is refused by name."""
+
+from typing import Any
+
+import pytest
+from compute_node.actors.configurator.desired import (
+    Context,
+    Desired,
+    desired,
+    stored_password,
+    unusable_option,
+)
+from compute_node.messages.secret import Secret
+from compute_node.messages.spec import (
+    Cluster,
+    ComputeSpec,
+    Database,
+    DeltaOp,
+    GenericOption,
+    JwksSettings,
+    LocalProxySpec,
+    Role,
+)
+
+CONTEXT = Context(administrator="cloud_admin", system_database="main", privileged_role="neon_superuser")
+DIGEST = "6b1d16b78004bbd51fa06af9eda75972"
+VERIFIER = "SCRAM-SHA-256$4096:c2FsdA==$" + "A" * 43 + "=:" + "B" * 43 + "="
+
+
+def wish(*, delta: tuple[DeltaOp, ...] = (), proxy: LocalProxySpec | None = None, **cluster: Any) -> Desired:
+    spec = ComputeSpec(
+        1.0,
+        Cluster(**({"roles": (), "databases": ()} | cluster)),
+        0,
+        delta_operations=delta,
+        local_proxy_config=proxy,
+    )
+    return desired(spec, CONTEXT)
+
+
+def refused(wished: Desired) -> dict[str, str]:
+    return {refusal.subject: refusal.reason for refusal in wished.refusals}
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        (DIGEST, "md5" + DIGEST),
+        (DIGEST.upper(), "md5" + DIGEST),
+        ("md5" + DIGEST, "md5" + DIGEST),
+        (VERIFIER, VERIFIER),
+        ("hunter2", None),
+        ("", None),
+        (DIGEST + "\n", None),
+        (DIGEST[:-1], None),
+        ("SCRAM-SHA-256$4096:c2FsdA==$short=:short=", None),
+        (VERIFIER + "'; DROP ROLE a --", None),
+    ],
+)
+def test_a_password_is_compared_as_postgres_stores_it(text: str, stored: str | None) -> None:
+    assert stored_password(text) == (None if stored is None else Secret(stored))
+
+
+def test_a_plain_password_is_refused_without_repeating_it() -> None:
+    wished = wish(roles=(Role("a", Secret("hunter2")), Role("b")))
+    assert [role.name for role in wished.roles] == ["b"]
+    (reason,) = refused(wished).values()
+    assert "neither a SCRAM-SHA-256 verifier nor an md5 digest" in reason
+    assert "hunter2" not in reason
+
+
+def test_of_entries_of_one_name_the_last_counts() -> None:
+    wished = wish(
+        roles=(Role("a", Secret(DIGEST)), Role("a", None)), databases=(Database("d", "a"), Database("d", "b"))
+    )
+    assert [(role.name, role.password) for role in wished.roles] == [("a", None)]
+    assert [(database.name, database.owner) for database in wished.databases] == [("d", "b")]
+
+
+def test_roles_named_by_any_key_set_are_for_tokens() -> None:
+    proxy = LocalProxySpec((JwksSettings("1", "u", "p", ("a",)), JwksSettings("2", "u", "p", ("b",))))
+    wished = wish(roles=(Role("a"), Role("b"), Role("c")), proxy=proxy)
+    assert [role.name for role in wished.roles if role.for_tokens] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["cloud_admin", "neon_superuser", "pg_monitor", "pg_", "public", "none"])
+def test_protected_roles_are_neither_deleted_nor_renamed_nor_replaced(name: str) -> None:
+    for step in (
+        DeltaOp("delete_role", name),
+        DeltaOp("rename_role", name, "x"),
+        DeltaOp("rename_role", "x", name),
+    ):
+        wished = wish(delta=(step,))
+        assert (wished.departing, wished.role_renamings) == ((), ())
+        ((subject, reason),) = refused(wished).items()
+        assert subject.startswith('role "')
+        assert "it must not be " in reason
+
+
+@pytest.mark.parametrize("name", ["postgres", "template0", "template1", "main"])
+def test_protected_databases_are_neither_deleted_nor_renamed_nor_replaced(name: str) -> None:
+    for step in (
+        DeltaOp("delete_db", name),
+        DeltaOp("rename_db", name, "x"),
+        DeltaOp("rename_db", "x", name),
+    ):
+        wished = wish(delta=(step,))
+        assert wished.database_changes == ()
+        ((_, reason),) = refused(wished).items()
+        assert "it must not be " in reason
+
+
+def test_the_owner_of_a_listed_database_is_not_deleted() -> None:
+    wished = wish(databases=(Database("d", "a"),), delta=(DeltaOp("delete_role", "a"),))
+    assert wished.departing == ()
+    assert refused(wished) == {
+        'role "a"': 'the spec makes it the owner of database "d" and asks to delete it'
+    }
+
+
+def test_a_role_that_is_both_listed_and_deleted_is_left_alone() -> None:
+    wished = wish(roles=(Role("a"),), delta=(DeltaOp("delete_role", "a"),))
+    assert wished.departing == ()
+    assert list(refused(wished)) == ['role "a"']
+
+
+def test_a_deleted_role_does_not_give_its_name_to_another_in_the_same_spec() -> None:
+    wished = wish(roles=(Role("x"),), delta=(DeltaOp("delete_role", "x"), DeltaOp("rename_role", "a", "x")))
+    assert wished.departing == ()
+    assert list(refused(wished)) == ['role "x"']
+
+
+def test_actions_that_are_not_known_are_passed_over() -> None:
+    wished = wish(delta=(DeltaOp("paint_db", "a"), DeltaOp("rename_db", "a", "a")))
+    assert (wished.database_changes, wished.refusals) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("option", "usable"),
+    [
+        (GenericOption("CONNECTION LIMIT", "integer", "-1"), True),
+        (GenericOption("LC_COLLATE", "string", "C'; DROP DATABASE d --"), True),
+        (GenericOption("TEMPLATE", "enum", "template0"), True),
+        (GenericOption("TEMPLATE", "enum", '"odd ""name"""'), True),
+        (GenericOption("ROLE", "enum", "a, b"), True),
+        (GenericOption("VALID UNTIL", "enum", "'2030-01-01'"), True),
+        (GenericOption("NOINHERIT", "bool"), True),
+        (GenericOption("TEMPLATE", "enum", "template0; DROP DATABASE d"), False),
+        (GenericOption("TEMPLATE", "enum", "template0 -- rest"), False),
+        (GenericOption("TEMPLATE", "enum", "$x$y$x$"), False),
+        (GenericOption("TEMPLATE", "enum", "'open"), False),
+        (GenericOption("TEMPLATE", "enum", "a" * 50_000 + "!"), False),
+        (GenericOption("LC_COLLATE", "string", "C\0"), False),
+        (GenericOption("OWNER x; DROP", "string", "y"), False),
+        (GenericOption("", "string", "y"), False),
+        (GenericOption("PASSWORD", "string", "canary"), False),
+        (GenericOption("ENCRYPTED PASSWORD", "string", "canary"), False),
+    ],
+)
+def test_an_option_is_a_clause_or_is_refused(option: GenericOption, *, usable: bool) -> None:
+    reason = unusable_option(option)
+    assert (reason is None) is usable
+    assert "canary" not in (reason or "")
+
+
+def test_an_object_with_an_unusable_option_is_refused_and_the_others_are_not() -> None:
+    bad = (GenericOption("TEMPLATE", "enum", "a; b"),)
+    wished = wish(
+        roles=(Role("a", options=bad), Role("b")), databases=(Database("c", "b", bad), Database("d", "b"))
+    )
+    assert [role.name for role in wished.roles] == ["b"]
+    assert [database.name for database in wished.databases] == ["d"]
+    assert set(refused(wished)) == {'role "a"', 'database "c"'}

@@ -1,0 +1,364 @@
+"""Each phase: catalog and spec on one side, operations on the other."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from compute_node.actors.configurator import operations as op
+from compute_node.actors.configurator.desired import Context
+from compute_node.actors.configurator.model import (
+    SHARED,
+    Catalog,
+    DatabaseFacts,
+    DatabaseState,
+    Holdings,
+    RoleState,
+)
+from compute_node.actors.configurator.operations import DefaultTarget, GrantTarget, Phase
+from compute_node.actors.configurator.phases import Plan, Visit, plan, plan_visit
+from compute_node.messages.secret import Secret
+from compute_node.messages.spec import (
+    Cluster,
+    ComputeSpec,
+    Database,
+    DeltaOp,
+    GenericOption,
+    JwksSettings,
+    LocalProxySpec,
+    Role,
+)
+
+DIGEST = "6b1d16b78004bbd51fa06af9eda75972"
+STORED = Secret("md5" + DIGEST)
+VERIFIER = "SCRAM-SHA-256$4096:c2FsdA==$" + "A" * 43 + "=:" + "B" * 43 + "="
+CONTEXT = Context("cloud_admin", "postgres")
+POSTGRES = DatabaseState("cloud_admin", oid=5)
+
+
+def catalog(
+    roles: dict[str, RoleState] | None = None,
+    databases: dict[str, DatabaseState] | None = None,
+    dependents: frozenset[tuple[str, str]] = frozenset(),
+) -> Catalog:
+    """A catalog in which the first and the last phase before the visits have nothing to do."""
+    everybody = {"cloud_admin": RoleState(), "neon_superuser": RoleState()}
+    return Catalog(
+        150000,
+        everybody | (roles or {}),
+        {"postgres": POSTGRES} | (databases or {}),
+        frozenset({"neon"}),
+        dependents,
+    )
+
+
+def spec(*delta: DeltaOp, **cluster: Any) -> ComputeSpec:
+    return ComputeSpec(
+        1.0, Cluster(**({"roles": (), "databases": ()} | cluster)), 0, delta_operations=delta or None
+    )
+
+
+def planned(known: Catalog, wanted: ComputeSpec, context: Context = CONTEXT) -> Plan:
+    return plan(known, wanted, context)
+
+
+def database(owner: str = "a", **state: Any) -> DatabaseState:
+    return DatabaseState(owner, **({"oid": 100, "grants_untouched": False} | state))
+
+
+def test_phases_come_in_the_order_of_the_reference() -> None:
+    known = catalog(
+        {"old": RoleState(), "gone": RoleState()},
+        {"bad": database(valid=False), "q": database(), "p": database()},
+        frozenset({("p", "gone")}),
+    )
+    known = msgspec.structs.replace(
+        known,
+        schemas=frozenset(),
+        roles={name: state for name, state in known.roles.items() if name != "neon_superuser"},
+    )
+    wanted = spec(
+        DeltaOp("delete_db", "q"),
+        DeltaOp("rename_role", "old", "new"),
+        DeltaOp("delete_role", "gone"),
+        roles=(Role("new"), Role("a")),
+        databases=(Database("p", "a"), Database("n", "new")),
+    )
+    assert [step.phase for step in planned(known, wanted).steps] == list(Phase)
+
+
+def test_the_privileged_role_is_created_when_it_is_missing_under_the_name_of_this_node() -> None:
+    context = msgspec.structs.replace(CONTEXT, privileged_role="boss")
+    assert planned(catalog(), spec(), context).operations == (op.CreatePrivilegedRole("boss"),)
+    assert planned(catalog({"boss": RoleState()}), spec(), context).operations == ()
+
+
+def test_invalid_databases_are_dropped_and_made_anew_if_they_are_listed() -> None:
+    known = catalog({"a": RoleState()}, {"x": database(valid=False), "y": database(valid=False)})
+    assert planned(known, spec(databases=(Database("x", "a"),))).operations == (
+        op.DropInvalidDatabase("x"),
+        op.DropInvalidDatabase("y"),
+        op.CreateDatabase("x", "a"),
+        op.GrantDatabase("x", "neon_superuser"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        (["old"], [op.RenameRole("old", "new")]),
+        (["old", "new"], []),
+        (["new"], []),
+        ([], [op.CreateRole("new", STORED, (), "neon_superuser")]),
+    ],
+    ids=["old", "both", "new", "none"],
+)
+def test_a_role_is_renamed_iff_the_old_one_exists_and_the_new_one_does_not(
+    present: list[str], expected: list[op.AnyOperation]
+) -> None:
+    known = catalog({name: RoleState(Secret(VERIFIER)) for name in present})
+    wanted = spec(DeltaOp("rename_role", "old", "new"), roles=(Role("new", Secret(VERIFIER)),))
+    if not present:
+        wanted = spec(DeltaOp("rename_role", "old", "new"), roles=(Role("new", Secret(DIGEST)),))
+    assert list(planned(known, wanted).operations) == expected
+
+
+def test_a_renamed_role_gets_its_md5_password_again_for_postgres_has_forgotten_it() -> None:
+    known = catalog({"old": RoleState(STORED)})
+    wanted = spec(DeltaOp("rename_role", "old", "new"), roles=(Role("new", Secret(DIGEST)),))
+    assert planned(known, wanted).operations == (op.RenameRole("old", "new"), op.AlterRole("new", STORED))
+
+
+PASSWORDS: list[tuple[str, RoleState | None, Role, tuple[op.AnyOperation, ...]]] = [
+    ("absent keeps", RoleState(STORED), Role("r"), ()),
+    ("absent keeps none", RoleState(), Role("r"), ()),
+    ("null removes", RoleState(STORED), Role("r", None), (op.AlterRole("r", None),)),
+    ("null, nothing there", RoleState(), Role("r", None), ()),
+    ("md5 sets", RoleState(), Role("r", Secret(DIGEST)), (op.AlterRole("r", STORED),)),
+    ("md5 equal", RoleState(STORED), Role("r", Secret(DIGEST)), ()),
+    ("md5 equal with its prefix", RoleState(STORED), Role("r", Secret("md5" + DIGEST)), ()),
+    ("scram equal", RoleState(Secret(VERIFIER)), Role("r", Secret(VERIFIER)), ()),
+    ("md5 to scram", RoleState(STORED), Role("r", Secret(VERIFIER)), (op.AlterRole("r", Secret(VERIFIER)),)),
+    ("new, absent", None, Role("r"), (op.CreateRole("r", None, (), "neon_superuser"),)),
+    ("new, value", None, Role("r", Secret(DIGEST)), (op.CreateRole("r", STORED, (), "neon_superuser"),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("state", "role", "expected"), [case[1:] for case in PASSWORDS], ids=[c[0] for c in PASSWORDS]
+)
+def test_passwords_have_three_states(
+    state: RoleState | None, role: Role, expected: tuple[op.AnyOperation, ...]
+) -> None:
+    known = catalog({} if state is None else {"r": state})
+    assert planned(known, spec(roles=(role,))).operations == expected
+
+
+def test_options_of_an_existing_role_only_come_along_with_a_new_password() -> None:
+    options = (GenericOption("CONNECTION LIMIT", "integer", "3"),)
+    known = catalog({"r": RoleState()})
+    assert planned(known, spec(roles=(Role("r", options=options),))).operations == ()
+    changed = planned(known, spec(roles=(Role("r", Secret(DIGEST), options),)))
+    assert changed.operations == (op.AlterRole("r", STORED, options),)
+
+
+def test_a_role_for_tokens_gets_no_attributes_and_no_membership() -> None:
+    wanted = ComputeSpec(
+        1.0,
+        Cluster((Role("r"),), ()),
+        0,
+        local_proxy_config=LocalProxySpec((JwksSettings("1", "u", "p", ("r",)),)),
+    )
+    assert planned(catalog(), wanted).operations == (op.CreateRole("r", None),)
+
+
+@pytest.mark.parametrize(
+    "role", [Role("cloud_admin", Secret(DIGEST)), Role("pg_new"), Role("public"), Role("none")]
+)
+def test_a_protected_role_is_not_created_and_its_password_not_changed(role: Role) -> None:
+    refused = planned(catalog(), spec(roles=(role, Role("r"))))
+    assert refused.operations == (op.CreateRole("r", None, (), "neon_superuser"),)
+    assert [refusal.subject for refusal in refused.refusals] == [f'role "{role.name}"']
+
+
+def test_a_protected_role_may_be_listed_as_it_is() -> None:
+    unchanged = planned(catalog(), spec(roles=(Role("cloud_admin"), Role("neon_superuser", None))))
+    assert (unchanged.operations, unchanged.refusals) == ((), ())
+
+
+def test_a_template_loses_its_flag_before_it_is_dropped() -> None:
+    known = catalog(databases={"t": database(template=True)})
+    assert planned(known, spec(DeltaOp("delete_db", "t"))).operations == (
+        op.ClearTemplateFlag("t"),
+        op.DropDatabase("t"),
+    )
+
+
+def test_deleting_and_renaming_what_is_not_there_does_nothing() -> None:
+    wanted = spec(DeltaOp("delete_db", "x"), DeltaOp("rename_db", "y", "z"), DeltaOp("delete_role", "r"))
+    assert planned(catalog(), wanted).steps == ()
+
+
+def test_a_database_takes_the_place_of_a_deleted_one_only_once() -> None:
+    wanted = spec(
+        DeltaOp("delete_db", "b"), DeltaOp("rename_db", "a", "b"), databases=(Database("b", "cloud_admin"),)
+    )
+    both = catalog(databases={"a": database("cloud_admin", oid=1), "b": database("cloud_admin", oid=2)})
+    first = planned(both, wanted)
+    assert first.operations == (op.DropDatabase("b"), op.RenameDatabase("a", "b"))
+    assert planned(first.catalog, wanted).operations == ()
+
+
+def test_an_owner_is_changed_only_when_it_differs_and_options_never() -> None:
+    known = catalog({"a": RoleState(), "b": RoleState()}, {"x": database("a"), "y": database("a")})
+    options = (GenericOption("LC_COLLATE", "string", "C"),)
+    wanted = spec(databases=(Database("x", "a", options), Database("y", "b", options)))
+    assert planned(known, wanted).operations == (op.AlterDatabaseOwner("y", "b"),)
+
+
+def test_a_grant_that_was_cut_off_after_its_create_is_made_up_for() -> None:
+    known = catalog({"a": RoleState()}, {"x": database("a", grants_untouched=True)})
+    wanted = spec(databases=(Database("x", "a"),))
+    assert planned(known, wanted).operations == (op.GrantDatabase("x", "neon_superuser"),)
+
+
+def test_a_grant_that_a_user_revoked_is_not_made_again() -> None:
+    known = catalog({"a": RoleState()}, {"x": database("a", grants_untouched=False)})
+    assert planned(known, spec(databases=(Database("x", "a"),))).operations == ()
+
+
+def test_databases_that_the_spec_does_not_know_are_left_alone_but_for_departing_owners() -> None:
+    known = catalog({"r": RoleState(), "s": RoleState()}, {"x": database("r"), "y": database("s")})
+    assert planned(known, spec(DeltaOp("delete_role", "r"))).operations == (
+        op.AlterDatabaseOwner("x", "cloud_admin"),
+        op.DropRole("r"),
+    )
+
+
+# --- Which databases are visited -------------------------------------------------------------------------
+
+
+def visits(known: Catalog, wanted: ComputeSpec, *seen: int) -> list[Visit]:
+    return list(planned(known, wanted, msgspec.structs.replace(CONTEXT, seen=frozenset(seen))).visits)
+
+
+def test_a_listed_database_is_visited_until_it_was_seen() -> None:
+    known = catalog({"a": RoleState()}, {"x": database(oid=100), "unlisted": database(oid=101)})
+    wanted = spec(databases=(Database("x", "a"),))
+    assert visits(known, wanted) == [Visit("x", "a", permissions=True)]
+    assert visits(known, wanted, 100) == []
+
+
+def test_a_database_that_was_dropped_and_made_again_was_not_seen() -> None:
+    known = catalog({"a": RoleState()}, {"x": database(oid=200)})
+    assert [v.database for v in visits(known, spec(databases=(Database("x", "a"),)), 100)] == ["x"]
+
+
+def test_a_seen_database_is_visited_again_when_its_owner_changes_and_not_when_its_name_does() -> None:
+    known = catalog({"a": RoleState(), "b": RoleState()}, {"x": database(oid=100)})
+    assert [v.owner for v in visits(known, spec(databases=(Database("x", "b"),)), 100)] == ["b"]
+    renamed = spec(DeltaOp("rename_db", "x", "y"), databases=(Database("y", "a"),))
+    assert visits(known, renamed, 100) == []
+
+
+def test_a_departing_role_leads_to_every_database_where_it_holds_something_and_to_no_other() -> None:
+    known = catalog(
+        {"a": RoleState(), "r": RoleState()},
+        {"x": database(oid=100), "y": database(oid=101), "unlisted": database("a", oid=102)},
+        frozenset({("x", "r"), ("unlisted", "r"), ("postgres", "r")}),
+    )
+    wanted = spec(DeltaOp("delete_role", "r"), databases=(Database("x", "a"), Database("y", "a")))
+    assert visits(known, wanted, 100, 101) == [
+        Visit("postgres", "cloud_admin", permissions=False, departing=("r",)),
+        Visit("x", "a", permissions=True, departing=("r",)),
+        Visit("unlisted", "a", permissions=False, departing=("r",)),
+    ]
+
+
+def test_what_belongs_to_no_database_is_released_first_and_alone() -> None:
+    known = catalog(
+        {"a": RoleState(), "r": RoleState()}, {"x": database()}, frozenset({(SHARED, "r"), ("x", "r")})
+    )
+    steps = planned(known, spec(DeltaOp("delete_role", "r"))).steps
+    groups = [[visit.database for visit in step.visits] for step in steps if hasattr(step, "visits")]
+    assert groups == [["postgres"], ["x"]]
+
+
+def test_a_database_that_takes_no_connections_is_passed_over_with_a_warning() -> None:
+    known = catalog({"a": RoleState()}, {"x": database(connectable=False)})
+    closed = planned(known, spec(databases=(Database("x", "a"),)))
+    assert closed.visits == ()
+    assert closed.warnings == ('database "x" takes no connections: it was not looked into',)
+
+
+# --- What is done there ----------------------------------------------------------------------------------
+
+DONE = frozenset(DefaultTarget)
+LISTED = Visit("x", "a", permissions=True)
+DEFAULTS = tuple(op.AlterDefaultPrivileges("x", "neon_superuser", target) for target in DefaultTarget)
+
+FACTS: list[tuple[str, DatabaseFacts, int, tuple[op.AnyOperation, ...]]] = [
+    ("all done", DatabaseFacts(default_privileges=DONE), 150000, ()),
+    ("nothing done", DatabaseFacts(), 150000, DEFAULTS),
+    ("half done", DatabaseFacts(default_privileges=frozenset({DefaultTarget.TABLES})), 150000, DEFAULTS[1:]),
+    ("no schema public", DatabaseFacts(public_owner=None, has_web_access=True), 150000, ()),
+    (
+        "public is the administrator's",
+        DatabaseFacts(public_owner="cloud_admin", default_privileges=DONE),
+        150000,
+        (op.SetPublicOwner("x", "a"),),
+    ),
+    (
+        "public is the bootstrap superuser's",
+        DatabaseFacts(public_owner="zenith_admin", default_privileges=DONE),
+        150000,
+        (op.SetPublicOwner("x", "a"),),
+    ),
+    ("public is a user's", DatabaseFacts(public_owner="u", default_privileges=DONE), 150000, ()),
+    (
+        "web_access",
+        DatabaseFacts(has_web_access=True, default_privileges=DONE),
+        150000,
+        (op.GrantPublicToWebAccess("x"),),
+    ),
+    (
+        "web_access, granted",
+        DatabaseFacts(has_web_access=True, web_access_creates=True, default_privileges=DONE),
+        150000,
+        (),
+    ),
+    ("web_access before 15", DatabaseFacts(has_web_access=True, default_privileges=DONE), 140012, ()),
+]
+
+
+@pytest.mark.parametrize(
+    ("facts", "version", "expected"), [case[1:] for case in FACTS], ids=[c[0] for c in FACTS]
+)
+def test_schema_permissions_are_put_right_where_they_are_not(
+    facts: DatabaseFacts, version: int, expected: tuple[op.AnyOperation, ...]
+) -> None:
+    known = msgspec.structs.replace(catalog(), server_version=version)
+    assert plan_visit(LISTED, facts, known, CONTEXT) == expected
+
+
+def test_the_administrator_as_owner_keeps_the_schema_public() -> None:
+    visit = Visit("x", "cloud_admin", permissions=True)
+    facts = DatabaseFacts(public_owner="cloud_admin", default_privileges=DONE)
+    assert plan_visit(visit, facts, catalog(), CONTEXT) == ()
+
+
+def test_a_departing_role_gives_away_what_it_owns_before_the_rest_is_dropped() -> None:
+    held = Holdings(owns=True, foreign_grants=frozenset({("g", "public", GrantTarget.TABLES)}))
+    visit = Visit("x", "a", permissions=False, departing=("gone", "r"))
+    operations = plan_visit(visit, DatabaseFacts(holdings={"r": held}), catalog(), CONTEXT)
+    assert operations == (
+        op.ReassignOwned("x", "r", "a"),
+        op.RevokeGrants("x", "r", "g", "public", GrantTarget.TABLES),
+        op.DropOwned("x", "r"),
+    )
+    assert len({operation.unit for operation in operations} - {None}) == 1
+
+
+def test_a_role_that_owns_nothing_has_nothing_reassigned() -> None:
+    visit = Visit("x", "a", permissions=False, departing=("r",))
+    facts = DatabaseFacts(holdings={"r": Holdings()})
+    assert plan_visit(visit, facts, catalog(), CONTEXT) == (op.DropOwned("x", "r"),)
