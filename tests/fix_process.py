@@ -12,6 +12,8 @@ from compute_node.actors.kit.actor import Ref
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.kit.threaded import ThreadedRuntime
 from compute_node.actors.postgres_process.actor import PostgresProcess
+from compute_node.actors.postgres_process.folder import seal
+from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN
 from compute_node.actors.postgres_process.server import Server
 from compute_node.messages.base import Message
 from compute_node.messages.lifecycle import ActorFailed
@@ -43,7 +45,7 @@ from typing_extensions import override
 
 from doubles.scripted import Recorder, Scripted
 from doubles.specs import a_spec, settings
-from fix_postgres import Ports
+from fix_postgres import Ports, Templates, run_as
 
 M = TypeVar("M", bound=Message)
 
@@ -100,6 +102,7 @@ class Process:
         self.actor = PostgresProcess(node, supervisor, self.server)
         self.ref: Ref[Any] = self.runtime.spawn("postgres", self.actor)
         self._operation = 0
+        self._abandoned = False
 
     # --- Talking to it
 
@@ -184,42 +187,52 @@ class Process:
 
     def abandon(self) -> None:
         """Forget it without a stop, as a SIGKILL of the supervisor would: only its lock is given back."""
+        self._abandoned = True
         left = self.runtime.stop(5)
         assert left == (), left
         self.server.release()
 
     def close(self) -> None:
         """End whatever there is."""
-        if self.actor.phase.value not in {"idle", "gone"}:
+        if not self._abandoned and self.actor.phase.value not in {"idle", "gone"}:
             with contextlib.suppress(AssertionError):
                 self.stop(5.0)
         self.abandon()
 
 
 class MakeProcess(Protocol):
-    """Makes a PostgresProcess over `<folder>/pgdata`; the keywords are fields of NodeSettings."""
+    """Makes a PostgresProcess over `<folder>/pgdata`; the keywords are fields of NodeSettings.
 
-    def __call__(self, binaries: Binaries, **changes: Any) -> Process: ...
+    With `made` the folder is a complete one of this node already, without the time that initdb takes.
+    """
+
+    def __call__(self, binaries: Binaries, *, made: bool = False, **changes: Any) -> Process: ...
 
 
 @pytest.fixture
-def make_process(postgres_folder: Path, free_port: Ports, account: Account | None) -> Iterator[MakeProcess]:
+def make_process(
+    postgres_folder: Path, free_port: Ports, account: Account | None, templates: Templates
+) -> Iterator[MakeProcess]:
     """Call it for a PostgresProcess, as often as needed; all are stopped after the test."""
-    made: list[Process] = []
+    all_made: list[Process] = []
     port = free_port()
 
-    def make(binaries: Binaries, **changes: Any) -> Process:
+    def make(binaries: Binaries, *, made: bool = False, **changes: Any) -> Process:
         fields = {
             "pgdata": str(postgres_folder / "pgdata"),
             "connstr": f"postgresql://cloud_admin@localhost:{port}/postgres",
             "postgres_bin": binaries.postgres,
         }
         process = Process(settings(**(fields | changes)), binaries, account)
-        made.append(process)
+        if made:
+            run_as(account, "cp", "-a", "--reflink=auto", templates.get(binaries), process.pgdata)
+            for name in (TOKEN, MARKER):
+                seal(str(process.pgdata), name, process.server._seal(), account)
+        all_made.append(process)
         return process
 
     yield make
-    for process in reversed(made):
+    for process in reversed(all_made):
         process.close()
 
 

@@ -23,7 +23,8 @@ class FolderLock:
     needs to be written beside it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
         self._descriptor: int | None = None
 
     @property
@@ -31,9 +32,7 @@ class FolderLock:
         """Whether we have it."""
         return self._descriptor is not None
 
-    def take(
-        self, paths: Paths, compute_id: str, cancellation: Cancellation, *, patience_s: float = PATIENCE_S
-    ) -> None:
+    def take(self, paths: Paths, compute_id: str, cancellation: Cancellation) -> None:
         """Take it, waiting a little for another holder. Raises PgdataRefusedError."""
         if self.held:
             return
@@ -48,7 +47,7 @@ class FolderLock:
             )
             raise PgdataRefusedError(msg, EXIT_FAILED) from error
         try:
-            _lock(descriptor, path, cancellation, patience_s)
+            _lock(descriptor, path, cancellation, self._patience_s)
             if not paths.is_mount:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()} {compute_id}\n".encode(), 0)

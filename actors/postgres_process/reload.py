@@ -23,7 +23,7 @@ _POLL_S: Final = 0.01
 
 # A row of a postmaster-level setting says "could not be applied" when it awaits a restart: that is accepted.
 REFUSED_ROWS: Final = b"""
-SELECT f.name, f.setting, f.error, f.sourcefile, f.sourceline
+SELECT f.name, f.error, f.sourcefile, f.sourceline
 FROM pg_catalog.pg_file_settings f LEFT JOIN pg_catalog.pg_settings s ON lower(s.name) = lower(f.name)
 WHERE f.error IS NOT NULL AND s.context IS DISTINCT FROM 'postmaster'
 ORDER BY f.seqno
@@ -109,8 +109,8 @@ async def _pause() -> None:
 
 def _explain(rows: list[Any], conf: ConfText, path: str) -> str:
     said = []
-    for name, value, error, file, line in rows:
-        what = f"`{name}` = {value!r}" if name else "a line"
+    for name, error, file, line in rows:  # without the value, which may be a secret
+        what = f"`{name}`" if name else "a line"
         where = conf.origin(line) if file == path else f"line {line} of {file}"
         said.append(f"{what} ({where}): {error}")
     return f"Postgres refuses the configuration, the one before is in force: {'; '.join(said)}"

@@ -19,7 +19,7 @@ from ...postgres.conf import OVERRIDE_FILE, ConfContext, ConfError, ConfText, Li
 from ...postgres.connection import parse_connstr
 from ...postgres.hba import open_to_passwords
 from ..kit.jobs import Cancellation
-from . import checking, children, cores, folder, launcher, orphans, readiness, reload
+from . import checking, children, cores, folder, launcher, orphans, readiness, reload, segments
 from .control import read_state
 from .launcher import Postmaster, environment
 from .lock import FolderLock
@@ -38,6 +38,8 @@ from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
 from .sources.initdb import InitdbSource
 
 CHECK_TIMEOUT_S: Final = 30.0
+SPACE_NEEDED: Final = 64 << 20
+"""Bytes that a new cluster takes, roughly."""
 PUMP_PATIENCE_S: Final = 5.0
 LAST_WORDS_S: Final = 0.3
 """How long the log may take to arrive after the process has gone."""
@@ -83,6 +85,7 @@ class Server(Port):
         self._launched_wall_s = 0.0
         self._socket_folder: str | None = None
         self._shared_memory: str | None = None
+        self._segments: frozenset[str] = frozenset()
 
     @property
     def pgdata(self) -> str:
@@ -218,7 +221,8 @@ class Server(Port):
         try:
             folder.own(scratch, self._account)
             for name, text in (("postgresql.conf", conf.text), (checking.AUTO_CONF, auto_conf)):
-                folder.write_file(f"{scratch}/{name}", text.encode(), account=self._account)
+                content = text.encode(errors="surrogateescape")
+                folder.write_file(f"{scratch}/{name}", content, account=self._account)
             result = children.run(
                 [
                     self._binaries.postgres,
@@ -280,6 +284,7 @@ class Server(Port):
             return True
         if self._account is None and (problem := missing_passwd_entry()) is not None:
             raise PostgresError(problem)
+        self._require_space()
         paths, seal = self._paths, self._seal()
         self._built = True
         try:
@@ -303,6 +308,16 @@ class Server(Port):
             self._discard_built()
             raise
         return False
+
+    def _require_space(self) -> None:
+        where = self._pgdata if self._paths.is_mount else str(Path(self._pgdata).parent)
+        status = os.statvfs(where)
+        if (free := status.f_bavail * status.f_frsize) < SPACE_NEEDED:
+            msg = (
+                f"{where} has {free >> 20} MB left, and a new cluster needs {SPACE_NEEDED >> 20}: free some space, "
+                "or give another folder by -D"
+            )
+            raise PostgresError(msg)
 
     def _source(self) -> Source:
         return InitdbSource(self._binaries, self._account, self._target.user, environment(os.environ))
@@ -398,7 +413,11 @@ class Server(Port):
     @override
     def await_ready(self, limit_s: float | None, cancellation: Cancellation) -> bool:
         postmaster = self._running()
-        return readiness.wait(self._pgdata, postmaster.pid, postmaster.exited.is_set, limit_s, cancellation)
+        has_exited = postmaster.exited.is_set
+        if not readiness.wait(self._pgdata, postmaster.pid, has_exited, limit_s, cancellation):
+            return False
+        self._segments |= segments.mapped_by((postmaster.pid,))
+        return True
 
     @override
     def await_exit(self, cancellation: Cancellation) -> str:
@@ -437,6 +456,7 @@ class Server(Port):
 
     @override
     def kill(self, cancellation: Cancellation) -> None:
+        self._segments |= segments.mapped_by(orphans.working_in((self._pgdata,)))
         self.signal(StopRung.KILL)
         orphans.end((self._pgdata,), cancellation, ladder=KILL)
 
@@ -445,7 +465,9 @@ class Server(Port):
         if not self._lock.held or self._judgement is None:
             return
         if self._postmaster is not None:
+            self._segments |= segments.mapped_by(orphans.working_in((self._pgdata,)))
             orphans.end((self._pgdata,), cancellation, ladder=SWEEP)
+            segments.remove_unused(self._segments)
         self._discard_built()
         if self._shared_memory is not None:
             unlink_shared_memory(self._pgdata, self._shared_memory, self._account)

@@ -356,20 +356,20 @@ def test_whatever_else_postgres_says_is_told_too_and_long_lists_are_cut() -> Non
 
 
 @pytest.mark.parametrize("is_mount", [False, True])
-def test_a_folder_has_one_holder_at_a_time(tmp_path: Path, is_mount: bool) -> None:
+def test_a_folder_has_one_holder_at_a_time(tmp_path: Path, *, is_mount: bool) -> None:
     paths = Paths(str(tmp_path / "pgdata"), is_mount=is_mount)
     if is_mount:
         (tmp_path / "pgdata").mkdir()
-    first, second = FolderLock(), FolderLock()
+    first, second = FolderLock(), FolderLock(patience_s=0.05)
     first.take(paths, "me", Cancellation())
     first.take(paths, "me", Cancellation())  # the second time does nothing
     with pytest.raises(PgdataRefusedError, match="another node holds the lock") as refused:
-        second.take(paths, "you", Cancellation(), patience_s=0.05)
+        second.take(paths, "you", Cancellation())
     assert refused.value.exit_code == EXIT_LOCKED
     assert is_mount or "me" in str(refused.value)
     assert not second.held
     first.release()
-    second.take(paths, "you", Cancellation(), patience_s=0)
+    second.take(paths, "you", Cancellation())
     second.release()
     if is_mount:
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["pgdata"], "nothing was written"

@@ -1,6 +1,7 @@
 """PGDATA on disk: looking, sealing, placing, and what a crash at any step leaves."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def test_a_built_folder_replaces_the_old_one_wholly(paths: Paths) -> None:
     build(paths, "new")
     place(paths)
     assert content(paths) == "new"
-    assert sorted(os.listdir(paths.pgdata)) == sorted([TOKEN, MARKER, "PG_VERSION", "base", "only_new"])
+    names = {path.name for path in Path(paths.pgdata).iterdir()}
+    assert names == {TOKEN, MARKER, "PG_VERSION", "base", "only_new"}
     assert [path.name for path in Path(paths.pgdata).parent.iterdir()] == ["pgdata"]
 
 
@@ -106,7 +108,7 @@ class Countdown:
         self.left = 1_000_000
         for name in STEPS:
             monkeypatch.setattr(Path, name, self._counted(getattr(Path, name)))
-        monkeypatch.setattr(folder.shutil, "rmtree", self._counted(folder.shutil.rmtree))
+        monkeypatch.setattr(shutil, "rmtree", self._counted(shutil.rmtree))
 
     def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
@@ -118,51 +120,52 @@ class Countdown:
         return counted
 
 
-@pytest.mark.parametrize("had_data", [True, False])
+def crashes_in(work: Callable[[], None], countdown: Countdown, steps: int) -> bool:
+    """Do the work with the power going after so many steps; tell whether it did."""
+    countdown.left = steps
+    try:
+        work()
+    except Crash:
+        return True
+    finally:
+        countdown.left = 1_000_000
+    return False
+
+
+def empty(paths: Paths) -> None:
+    if not Path(paths.pgdata).exists():
+        return
+    for entry in list(Path(paths.pgdata).iterdir()):
+        remove(str(entry)) if entry.is_dir() else entry.unlink()
+    if not paths.is_mount:
+        Path(paths.pgdata).rmdir()
+
+
+@pytest.mark.parametrize("data_before", ["old", None])
 def test_after_a_crash_at_any_step_of_placing_there_is_the_old_data_or_the_new_never_neither(
-    had_data: bool, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    data_before: str | None, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     countdown = Countdown(monkeypatch)
-    seen = set()
+    seen: set[str | None] = set()
     for steps in range(100):
-        if had_data:
-            a_cluster_at(paths.pgdata, paths, "old")
+        if data_before is not None:
+            a_cluster_at(paths.pgdata, paths, data_before)
         build(paths, "new")
-        countdown.left = steps
-        try:
-            place(paths)
-        except Crash:
-            crashed = True
-        else:
-            crashed = False
-        countdown.left = 1_000_000
-        for again in range(3):  # the recovery may be interrupted as well
-            countdown.left = again if again < 2 else 1_000_000
-            try:
-                recover(paths, recovery(look(paths), wish(paths)))
-            except Crash:
-                continue
-            finally:
-                countdown.left = 1_000_000
-        found = kind(paths)
-        if found is PgdataKind.OURS_COMPLETE:
-            seen.add(content(paths))
+        crashed = crashes_in(lambda: place(paths), countdown, steps)
+        for again in (0, 1, 1_000_000):  # the recovery may be interrupted as well
+            crashes_in(lambda: recover(paths, recovery(look(paths), wish(paths))), countdown, again)
+        found = content(paths) if kind(paths) is PgdataKind.OURS_COMPLETE else None
+        assert found in {data_before, "new"}, steps
+        if found is not None:
             names = {entry.name for entry in Path(paths.pgdata).iterdir()}
-            assert names == {TOKEN, MARKER, "PG_VERSION", "base", f"only_{content(paths)}"}, steps
-        else:
-            assert not had_data, f"the data is lost after {steps} steps"
-            seen.add("none")
-        beside = {path.name for path in Path(paths.pgdata).parent.iterdir()} - {"pgdata"}
-        assert beside == set(), steps
-        if Path(paths.pgdata).exists():
-            for entry in list(Path(paths.pgdata).iterdir()):
-                remove(str(entry)) if entry.is_dir() else entry.unlink()
-            if not paths.is_mount:
-                Path(paths.pgdata).rmdir()
+            assert names == {TOKEN, MARKER, "PG_VERSION", "base", f"only_{found}"}, steps
+        assert {path.name for path in Path(paths.pgdata).parent.iterdir()} <= {"pgdata"}, steps
+        seen.add(found)
+        empty(paths)
         if not crashed:
-            break
-    assert not crashed, "placing never came to its end"
-    assert seen == ({"old", "new"} if had_data else {"none", "new"})
+            assert seen == {data_before, "new"}
+            return
+    pytest.fail("placing never came to its end")
 
 
 def test_deleting_never_follows_a_link(tmp_path: Path) -> None:
@@ -223,8 +226,6 @@ def test_the_same_place_by_another_way_is_ours_and_a_copy_is_seen_as_one(tmp_pat
     (tmp_path / "b").symlink_to(tmp_path / "a")
     other_way = Paths(str(tmp_path / "b" / "pgdata"), is_mount=False)
     assert kind(other_way) is PgdataKind.OURS_COMPLETE
-    import shutil
-
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     copy = Paths(str(tmp_path / "copy" / "pgdata"), is_mount=False)
     assert look(copy).pgdata.original_there
@@ -240,7 +241,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         write_file(str(path), b"bad")
     monkeypatch.undo()
     assert path.read_bytes() == b"good"
-    assert os.listdir(tmp_path) == ["postgresql.conf"]
+    assert list(tmp_path.iterdir()) == [path]
     write_file(str(path), b"better", mode=0o600)
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"better", 0o600)
 
@@ -252,7 +253,7 @@ def test_everything_that_is_written_is_synced_before_it_is_renamed(
     fsync, replace = os.fsync, Path.replace
 
     def noted_sync(descriptor: int) -> None:
-        order.append("sync " + ("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"))
+        order.append("sync " + ("folder" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "file"))
         fsync(descriptor)
 
     def noted_replace(path: Path, target: Any) -> Path:

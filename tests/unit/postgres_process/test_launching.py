@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
-from compute_node.actors.postgres_process import children, cores, orphans, readiness
+from compute_node.actors.postgres_process import children, cores, orphans, readiness, segments
 from compute_node.actors.postgres_process.control import ClusterState, read_state
 from compute_node.actors.postgres_process.launcher import (
     Postmaster,
@@ -96,12 +96,12 @@ def a_false_postgres(folder: Path) -> str:
     return str(program)
 
 
-LADDER = tuple((number, 0.15) for number, _ in orphans.LADDER[:2]) + (orphans.LADDER[2],)
+LADDER = (*((number, 0.15) for number, _ in orphans.LADDER[:2]), orphans.LADDER[2])
 
 
 @pytest.mark.parametrize("renamed", [False, True])
 def test_an_orphan_is_ended_by_the_ladder_even_after_its_folder_was_renamed(
-    tmp_path: Path, renamed: bool
+    tmp_path: Path, *, renamed: bool
 ) -> None:
     pgdata = tmp_path / "pgdata"
     pgdata.mkdir()
@@ -194,6 +194,18 @@ def test_the_control_file_says_whether_the_cluster_was_shut_down(tmp_path: Path)
     for broken in (b"", b"x" * 19, struct.pack("=QIIi", 1, 1300, 1, 99)):
         control.write_bytes(broken)
         assert read_state(str(tmp_path)) is None
+
+
+def test_a_control_segment_lists_the_segments_of_its_cluster() -> None:
+    def item(handle: int, references: int) -> bytes:
+        return struct.pack("=IIQQQB7x", handle, references, 0, 0, 0, 1)
+
+    items = item(4, 2) + item(6, 0) + item(8, 1) + item(10, 1)
+    header = struct.pack("=III4x", 0x9A503D32, 3, 64)
+    assert segments.listed_in(header + items) == (4, 8)
+    assert segments.listed_in(header + items[:60]) == (4,)
+    assert segments.listed_in(header[:8]) is None
+    assert segments.listed_in(bytes(100)) is None
 
 
 # --- Helper programs -------------------------------------------------------------------------------------
