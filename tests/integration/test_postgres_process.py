@@ -411,7 +411,7 @@ def test_the_folder_of_a_running_node_is_locked_and_the_second_node_touches_noth
 
 
 WITHOUT_NAME = """
-import sys
+import os, sys
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.postgres_process.server import Server
 from compute_node.postgres.binaries import inspect
@@ -420,6 +420,9 @@ from doubles.specs import a_spec, settings
 from fix_process import Sink
 node = settings(pgdata=sys.argv[1], postgres_bin=sys.argv[2])
 server = Server(node, inspect(sys.argv[2]), None, Sink())
+os.setgroups([])
+os.setgid(int(sys.argv[4]))
+os.setuid(int(sys.argv[4]))
 server.inspect(Cancellation())
 server.prepare(a_spec(), Cancellation())
 """
@@ -432,17 +435,9 @@ def test_a_user_id_without_a_name_is_explained_before_initdb_fails(
     nameless = 54321
     os.chown(postgres_folder, nameless, nameless)
     tests = str(Path(__file__).resolve().parent.parent)
-    command = [
-        sys.executable,
-        "-c",
-        WITHOUT_NAME,
-        str(postgres_folder / "pgdata"),
-        binaries15.postgres,
-        tests,
-    ]
-    done = subprocess.run(
-        command, user=nameless, group=nameless, extra_groups=(), capture_output=True, text=True, check=False
-    )
+    arguments = [str(postgres_folder / "pgdata"), binaries15.postgres, tests, str(nameless)]
+    command = [sys.executable, "-c", WITHOUT_NAME, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert f"the user id {nameless} of this process has no entry in /etc/passwd" in done.stderr
     assert {path.name for path in postgres_folder.iterdir()} == {"pgdata.lock"}
 
