@@ -11,7 +11,6 @@ import msgspec
 
 from ...messages.secret import Secret
 from . import operations as op
-from .desired import WEB_ACCESS
 from .model import SHARED, Catalog, DatabaseFacts, DatabaseState, Holdings, RoleState
 from .phases import NEON_SCHEMA, Visit
 
@@ -28,11 +27,11 @@ class Session(msgspec.Struct, frozen=True):
     max_connections: int
 
 
-_SESSION: Final = f"""
+_SESSION: Final = b"""
 SELECT CURRENT_USER, pg_catalog.pg_is_in_recovery(),
        pg_catalog.current_setting('max_connections'), pg_catalog.current_setting('server_version_num'),
-       EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = '{NEON_SCHEMA}')
-""".encode()  # noqa: S608 - a constant
+       EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'neon')
+"""
 
 _DATABASES: Final = b"""
 SELECT d.datname, r.rolname, d.oid, d.datallowconn, d.datconnlimit <> -2, d.datistemplate, d.datacl IS NULL
@@ -52,7 +51,7 @@ WHERE r.rolname IN (SELECT pg_catalog.json_array_elements_text($1::pg_catalog.js
   AND NOT (s.classid = 'pg_catalog.pg_database'::pg_catalog.regclass AND s.deptype = 'o')
 """
 
-_FACTS: Final = f"""
+_FACTS: Final = b"""
 SELECT (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
        CURRENT_USER,
        n.owner,
@@ -77,8 +76,8 @@ LEFT JOIN (SELECT s.oid, o.rolname AS owner,
                   COALESCE(s.nspacl, pg_catalog.acldefault('n', s.nspowner)) AS acl
            FROM pg_catalog.pg_namespace s JOIN pg_catalog.pg_authid o ON o.oid = s.nspowner
            WHERE s.nspname = 'public') n ON true
-LEFT JOIN pg_catalog.pg_authid w ON w.rolname = '{WEB_ACCESS}'
-""".encode()  # noqa: S608 - constants only
+LEFT JOIN pg_catalog.pg_authid w ON w.rolname = 'web_access'
+"""
 
 _HOLDERS: Final = b"""
 SELECT r.rolname, pg_catalog.bool_or(s.deptype = 'o')

@@ -16,7 +16,6 @@ from .renames import Deletion, Renaming, Resolved, Step, resolve
 BOOTSTRAP_SUPERUSER: Final = "zenith_admin"
 """The superuser of old Neon clusters, made before the one that connects."""
 
-WEB_ACCESS: Final = "web_access"
 RESERVED_ROLES: Final = frozenset({"public", "none"})
 RESERVED_PREFIX: Final = "pg_"
 PROTECTED_DATABASES: Final = frozenset({"postgres", "template0", "template1"})

@@ -351,14 +351,10 @@ async def _ask(connection: Connection, questions: Sequence[Question]) -> list[li
 async def _converse(connection: Connection, units: Sequence[Sequence[Question]]) -> list[list[PGresult]]:
     """Send all units without waiting, each a transaction, and return their results.
 
-    Breaking it off closes the connection: what was sent and not yet begun is then never run.
+    If it is broken off, the connection must be closed: that ends in the server what was sent already.
     """
     pgconn = connection.pgconn
-    try:
-        return await waiting.wait_async(_conversation(pgconn, units), pgconn.socket, interval=1.0)
-    except BaseException:
-        pgconn.finish()
-        raise
+    return await waiting.wait_async(_conversation(pgconn, units), pgconn.socket, interval=1.0)
 
 
 def _conversation(pgconn: PGconn, units: Sequence[Sequence[Question]]) -> PQGen[list[list[PGresult]]]:

@@ -1,5 +1,6 @@
 """Specs applied to real Postgres."""
 
+import asyncio
 import contextlib
 import hashlib
 import signal
@@ -512,14 +513,16 @@ def test_a_role_is_dropped_also_where_the_schema_public_is_gone(
     assert "gone" not in roles_of(postgres)
 
 
-def test_a_role_that_holds_nothing_is_dropped_without_a_visit(
+def test_a_role_that_holds_nothing_but_databases_is_dropped_without_a_visit(
     binaries: Binaries, cluster: MakeCluster
 ) -> None:
     postgres = cluster(binaries)
     first = applied(postgres, spec([Role("a"), Role("b")], [Database("x", "a")]))
+    postgres.query("CREATE DATABASE unlisted OWNER b")
     dropped = spec([Role("a")], [Database("x", "a")], DeltaOp("delete_role", "b"))
     report = applied(postgres, dropped, seen=first.seen)
-    assert (report.statements, report.visited) == (1, 0)
+    assert (report.statements, report.visited) == (2, 0)
+    assert databases_of(postgres) == {"x": "a", "unlisted": "cloud_admin"}
 
 
 def test_the_tables_of_a_departing_role_survive_when_they_cannot_be_reassigned(
@@ -537,7 +540,8 @@ def test_the_tables_of_a_departing_role_survive_when_they_cannot_be_reassigned(
         patched.setattr(f"{executor.__name__}.statements", unassignable)
         report = run(postgres, wanted)
     assert 'role "nobody at all" does not exist' in report.errors[0]
-    assert postgres.query("SELECT answer FROM s.kept", dbname="x") == [(42,)]
+    for name in ("postgres", "x"):
+        assert postgres.query("SELECT answer FROM s.kept", dbname=name) == [(42,)]
     changes_nothing(postgres, wanted, applied(postgres, wanted))
 
 
@@ -629,7 +633,8 @@ def test_a_lock_that_is_given_back_in_time_costs_nothing_but_time(
         wait_until(lambda: "due to lock timeout" in postgres.log, "the first attempt has failed")
         user.execute("COMMIT")
         ours.join(20)
-    assert [report.errors for report in reports] == [()]
+    assert [(report.errors, report.statements) for report in reports] == [((), 1)]
+    assert postgres.query("SELECT rolpassword FROM pg_authid WHERE rolname = 'a'") == [("md5" + "1" * 32,)]
 
 
 # --- Broken off ------------------------------------------------------------------------------------------
@@ -784,6 +789,23 @@ def test_killed_in_the_middle_its_session_ends_and_the_next_application_complete
 
 
 # --- Connecting ------------------------------------------------------------------------------------------
+
+
+def test_the_sessions_are_what_they_are_meant_to_be(binaries15: Binaries, cluster: MakeCluster) -> None:
+    postgres = cluster(binaries15)
+    asked = ("neon.forward_ddl", "search_path", "lock_timeout", "log_statement", "role", "application_name")
+
+    async def look() -> list[str]:
+        opened = executor.PostgresSession(postgres.target, Order(spec(), False, "neon_superuser"))
+        try:
+            await opened.snapshot(frozenset())
+            questions = [(b"SELECT current_setting($1)", (name.encode(),)) for name in asked]
+            answers = await executor._ask(opened._maintenance[0], questions)
+            return [(row[0] or b"").decode() for (row,) in answers]
+        finally:
+            opened.close()
+
+    assert asyncio.run(look()) == ["false", "", "10s", "none", "cloud_admin", "compute_ctl:reconfigure"]
 
 
 def test_a_missing_superuser_is_made_by_the_one_of_old_clusters(

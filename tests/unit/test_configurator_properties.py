@@ -26,6 +26,9 @@ from msgspec import UNSET
 
 from doubles.administration import ADMINISTRATOR, FakeAdministration, plain_catalog
 
+pytestmark = pytest.mark.timeout(300)
+"""A failing example takes its time to be made small."""
+
 ROLES = ["a", "b", "c", "d"]
 DATABASES = ["p", "q", "r", "s"]
 DIGESTS = ["0" * 32, "f" * 32]
