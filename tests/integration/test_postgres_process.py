@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.postgres_process import orphans
+from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.lock import FolderLock
-from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN
+from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.messages.lifecycle import Condition, ConditionCleared, ConditionRaised
@@ -35,6 +35,7 @@ from compute_node.messages.postgres import (
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    StartPostgres,
     StopPostgres,
     StopRung,
 )
@@ -44,7 +45,7 @@ from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 from compute_node.process import logs as process_logs
 
-from fix_postgres import Ports, Templates, owned_folder, run_as, wait_until
+from fix_postgres import Ports, Templates, as_account, owned_folder, run_as, wait_until
 from fix_process import MakeProcess, Process, fast_spec, in_thread, snapshot, text
 
 pytestmark = pytest.mark.slow
@@ -205,8 +206,6 @@ def test_a_stop_while_postgres_starts_ends_it(binaries15: Binaries, make_process
     process = make_process(binaries15, made=True)
     process.inspect()
     process.prepare()
-    from compute_node.messages.postgres import StartPostgres
-
     process.ref.tell(StartPostgres(1, fast_spec()))
     process.ref.tell(StopPostgres(10.0))
     process.wait_for(PostgresStopped)
@@ -317,11 +316,7 @@ def foreign_cluster(process: Process, account: Account | None, templates: Templa
 
 def copied_cluster(process: Process, account: Account | None, templates: Templates) -> None:
     foreign_cluster(process, account, templates)
-    elsewhere = process.server._seal().__class__(
-        compute_id="compute-1", path="/somewhere/else", major=15, source="initdb"
-    )
-    from compute_node.actors.postgres_process.folder import seal
-
+    elsewhere = Seal(compute_id="compute-1", path="/somewhere/else", major=15, source="initdb")
     for name in (TOKEN, MARKER):
         seal(str(process.pgdata), name, elsewhere, account)
 
@@ -619,8 +614,6 @@ def test_a_busy_backend_that_outlived_its_postmaster_does_not_block_the_next_sta
 def test_a_lock_file_that_names_a_stranger_does_not_stop_the_start_and_the_stranger_lives_on(
     binaries15: Binaries, make_process: MakeProcess, account: Account | None
 ) -> None:
-    from fix_postgres import as_account
-
     process = make_process(binaries15, made=True)
     with subprocess.Popen(["/bin/sleep", "60"], **as_account(account)) as stranger:
         try:
@@ -922,7 +915,6 @@ def test_a_second_stop_with_hurry_shortens_the_first(binaries15: Binaries, make_
     pid = process.start().pid
     backend = process.connect()
     os.kill(backend.info.backend_pid, signal.SIGSTOP)  # a fast shutdown waits for it
-    stopped = threading.Event()
     process.ref.tell(StopPostgres(60.0))
     wait_until(lambda: "fast shutdown request" in "".join(process.server._pump.last_messages), "it stops")
     process.ref.tell(StopPostgres(30.0, hurry=True))
@@ -930,4 +922,3 @@ def test_a_second_stop_with_hurry_shortens_the_first(binaries15: Binaries, make_
     assert process.wait_for(PostgresStopped).rung is StopRung.KILL
     assert not psutil.pid_exists(pid)
     backend.close()
-    assert not stopped.is_set()
