@@ -17,7 +17,7 @@ from ..postgres.accounts import Account
 from ..postgres.binaries import Binaries
 from .activity_monitor.actor import ActivityMonitor
 from .configurator.actor import Configurator
-from .configurator.port import PostgresAdministration
+from .configurator.administration import PostgresAdministration
 from .http_facade.actor import HttpFacade
 from .http_facade.port import WebApp
 from .http_facade.servers import WaitressServers

@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
-from typing_extensions import override
 
-from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
 from ..kit.jobs import Cancellation
 from . import operations as op
@@ -107,16 +105,3 @@ class Administration(Protocol):
         Raises AdministrationError, and CancelledError within a second of the request.
         """
         ...
-
-
-class PostgresAdministration(Administration):
-    """The real one. What it needs is imported when it is first used."""
-
-    def __init__(self, settings: NodeSettings) -> None:
-        self._connstr = settings.connstr
-
-    @override
-    def apply(self, order: Order, cancellation: Cancellation) -> Report:
-        from .executor import apply
-
-        return apply(self._connstr, order, cancellation)

@@ -50,8 +50,6 @@ class WaitressServers(Servers):
 
     @override
     def bind(self, cancellation: Cancellation) -> Ports:
-        # What waitress says about clients that went away is nobody's business.
-        logging.getLogger("waitress").setLevel(logging.WARNING)
         with ExitStack() as stack:
             log.info("Launching the external server")
             external = self._bind_external()

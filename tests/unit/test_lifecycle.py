@@ -59,7 +59,9 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(("status", "event"), ALL_PAIRS, ids=lambda value: value.name)
-def test_a_pair_leads_where_it_should_and_every_other_pair_changes_nothing(status: Status, event: Event) -> None:
+def test_a_pair_leads_where_it_should_and_every_other_pair_changes_nothing(
+    status: Status, event: Event
+) -> None:
     after = outcome(status, event)
     if (status, event) in EXPECTED:
         assert after is EXPECTED[status, event]

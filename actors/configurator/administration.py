@@ -1,0 +1,20 @@
+"""The real administration, light to import: what it needs is loaded when it is first used."""
+
+from typing_extensions import override
+
+from ...messages.settings import NodeSettings
+from ..kit.jobs import Cancellation
+from .port import Administration, Order, Report
+
+
+class PostgresAdministration(Administration):
+    """Applies specs to the Postgres of the settings' connection string."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._connstr = settings.connstr
+
+    @override
+    def apply(self, order: Order, cancellation: Cancellation) -> Report:
+        from .executor import apply
+
+        return apply(self._connstr, order, cancellation)
