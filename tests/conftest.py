@@ -1,6 +1,7 @@
 """What holds for every test: actors that were started are stopped, their handlers were quick, examples are bounded."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ class CpuAwareTime(threading.local):
         waited_ns = int(os.pread(self._schedstat, 64, 0).split()[1]) if self._schedstat >= 0 else 0
         return time.perf_counter() - waited_ns / 1e9
 
+
+sys.setswitchinterval(0.0005)  # nor does a handler that waits for the interpreter's lock stand for a slow one
 
 _time = CpuAwareTime()
 _time.perf_counter()

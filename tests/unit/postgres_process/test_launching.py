@@ -106,8 +106,10 @@ def test_an_orphan_is_ended_by_the_ladder_even_after_its_folder_was_renamed(
     pgdata = tmp_path / "pgdata"
     pgdata.mkdir()
     program = a_false_postgres(tmp_path)
-    script = 'trap "" INT QUIT; echo up; while :; do sleep 0.01; done'
-    with subprocess.Popen([program, "-c", script], cwd=pgdata, stdout=subprocess.PIPE) as orphan:
+    script = 'trap "" INT QUIT; echo up; read line'  # no child of its own: it would count as well
+    with subprocess.Popen(
+        [program, "-c", script], cwd=pgdata, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as orphan:
         assert orphan.stdout is not None
         assert orphan.stdout.readline() == b"up\n"
         if renamed:
