@@ -9,10 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
-from .spec import ComputeSpec
+from .spec import ComputeSpec, DeltaOp
 
 KNOWN_FEATURES: Final = frozenset({"activity_monitor_experimental", "tls_experimental"})
 """Features the counterpart knows; others are kept and have no effect."""
+
+KNOWN_ACTIONS: Final = frozenset({"delete_db", "rename_db", "delete_role", "rename_role"})
+"""Delta operations that are carried out; others parse and have no effect."""
 
 
 def unknown_parts(document: object, kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type of any form
@@ -57,3 +60,5 @@ def _walk_struct(value: dict[str, object], kind: msgspec.inspect.StructType, pat
         for number, feature in enumerate(features):
             if not (isinstance(feature, str) and feature in KNOWN_FEATURES):
                 yield f"{path}.features[{number}]"
+    if kind.cls is DeltaOp and value.get("action") not in KNOWN_ACTIONS:
+        yield f"{path}.action"

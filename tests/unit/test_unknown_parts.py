@@ -23,6 +23,7 @@ def test_a_known_document_has_no_unknown_parts() -> None:
     ("spec", "path"),
     [
         ({"timestamp": "now"}, "$.timestamp"),
+        ({"delta_operations": [{"action": "polish", "name": "a"}]}, "$.delta_operations[0].action"),
         ({"features": ["activity_monitor_experimental", "warp"]}, "$.features[1]"),
         ({"features": [["odd"]]}, "$.features[0]"),
         (
