@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from typing_extensions import override
 
@@ -46,7 +46,7 @@ from ...messages.spec import ComputeSpec
 from ..kit.actor import Actor, Guard, Ref, Replier
 from ..kit.jobs import Cancellation, describe
 from .decisions import decide
-from .effects import After, Answer, Effect, Log, Never, Publish, ReadConfiguration, Tell
+from .effects import After, Answer, DumpJournal, Effect, Log, Never, Publish, ReadConfiguration, Tell
 from .private import ClosingOverdue, ConfigurationGraceEnded, ConfigurationReread, LingerEnded, StopOverdue
 from .state import NodeState, node_status, readiness
 from .turn import Moment
@@ -89,6 +89,9 @@ SupervisorMessage: TypeAlias = (
     | StopOverdue
     | Terminate
 )
+
+DUMPED_ENTRIES: Final = 100
+"""How many of the last messages are written into the log when the node fails."""
 
 log = logging.getLogger("compute_node.supervisor")
 
@@ -181,8 +184,22 @@ class Supervisor(Actor[SupervisorMessage]):
                 self._forget(kind)
             case Log(level, text):
                 log.log(level, "%s", text)
+            case DumpJournal():
+                self._dump_journal()
             case ReadConfiguration():
                 self.start_job("read the configuration file", self._reread, failed=_not_read)
+
+    def _dump_journal(self) -> None:
+        for entry in self.journal()[-DUMPED_ENTRIES:]:
+            content = bytes(entry.content).decode()
+            log.info(
+                "journal %d at %.3f: %s took %.1f ms for %s",
+                entry.number,
+                entry.at_s,
+                entry.actor,
+                entry.took_ms,
+                content,
+            )
 
     def _forget(self, kind: type[Message]) -> None:
         guard = self._reminders.pop(kind, None)

@@ -52,8 +52,12 @@ class Log(msgspec.Struct, frozen=True):
     text: str
 
 
+class DumpJournal(msgspec.Struct, frozen=True):
+    """Write the last messages of all actors into the log."""
+
+
 class ReadConfiguration(msgspec.Struct, frozen=True):
     """Read the `--config` file, as a job."""
 
 
-Effect: TypeAlias = Tell | Publish | Answer | After | Never | Log | ReadConfiguration
+Effect: TypeAlias = Tell | Publish | Answer | After | Never | Log | DumpJournal | ReadConfiguration

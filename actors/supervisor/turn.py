@@ -35,6 +35,7 @@ from .effects import (
     POSTGRES,
     After,
     Answer,
+    DumpJournal,
     Effect,
     Log,
     Never,
@@ -177,7 +178,7 @@ class Turn:
     def abort_start(self, error: str) -> None:
         """Stop what a failing start has left; the status becomes `failed` when it is gone."""
         self.log(logging.ERROR, f"could not start the compute node: {error}")
-        self.set(error=error, exit_code=EXIT_FAILED, exit_reason=error)
+        self.broken(error)
         self.advance(step=Step.ABORTING)
         self.stop_postgres(self.state.settings.stop_timeout_s)
 
@@ -282,5 +283,6 @@ class Turn:
         self.set(exit_waiters=())
 
     def broken(self, error: str) -> None:
-        """Note that the node itself failed; it will end with a failure whatever follows."""
+        """Note that the node failed; it will end with a failure whatever follows."""
         self.set(error=error, exit_code=EXIT_FAILED, exit_reason=error)
+        self.effects.append(DumpJournal())

@@ -115,7 +115,8 @@ def test_a_postgres_that_ignores_everything_but_the_kill_is_gone_within_the_budg
     assert world.exit.get(0).code == 1
 
 
-def test_a_dead_actor_stops_postgres_and_fails_the_node() -> None:
+def test_a_dead_actor_stops_postgres_and_fails_the_node(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     world = quiet()
     world.observer.broken = KeyError("planted")
     world.runtime.advance(10.0)
@@ -123,6 +124,7 @@ def test_a_dead_actor_stops_postgres_and_fails_the_node() -> None:
     assert world.exit.get(0).code == 1
     assert world.changes[-1].new is Status.FAILED
     assert "activity_monitor" in (world.changes[-1].error or "")
+    assert any("journal" in text and "StartMonitoring" in text for text in caplog.messages)
 
 
 def test_a_frozen_postgres_is_no_reason_to_change_the_status_but_the_node_is_not_ready() -> None:
