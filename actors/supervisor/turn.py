@@ -284,5 +284,6 @@ class Turn:
 
     def broken(self, error: str) -> None:
         """Note that the node failed; it will end with a failure whatever follows."""
+        if self.state.exit_code == 0:
+            self.effects.append(DumpJournal())
         self.set(error=error, exit_code=EXIT_FAILED, exit_reason=error)
-        self.effects.append(DumpJournal())
