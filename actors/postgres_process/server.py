@@ -220,7 +220,8 @@ class Server(Port):
         scratch = tempfile.mkdtemp(prefix="compute-node-check-", dir=temporary_folder(self._account))
         try:
             folder.own(scratch, self._account)
-            for name, text in (("postgresql.conf", conf.text), (checking.AUTO_CONF, auto_conf)):
+            texts = {"postgresql.conf": conf.text, checking.AUTO_CONF: auto_conf, OVERRIDE_FILE: ""}
+            for name, text in texts.items():
                 content = text.encode(errors="surrogateescape")
                 folder.write_file(f"{scratch}/{name}", content, account=self._account)
             result = children.run(
@@ -396,7 +397,8 @@ class Server(Port):
     def _write_files(self, conf: ConfText) -> None:
         pgdata, account = self._pgdata, self._account
         folder.write_file(f"{pgdata}/postgresql.conf", conf.text.encode(), account=account)
-        Path(pgdata, OVERRIDE_FILE).unlink(missing_ok=True)  # a crash may have left the limit lifted
+        # Empty: a crash may have left the limit lifted, and Postgres logs it when the file is not there.
+        folder.write_file(f"{pgdata}/{OVERRIDE_FILE}", b"", account=account)
         hba = Path(pgdata, "pg_hba.conf")
         before = hba.read_text(encoding="utf-8", errors="surrogateescape") if hba.exists() else ""
         after = open_to_passwords(before)
