@@ -26,7 +26,9 @@ R = TypeVar("R")
 
 EPOCH: Final = 1_700_000_000.0
 TIMER_CHANCE: Final = 0.05
-"""How often time moves on although messages are waiting."""
+"""How often time moves on to a timer of the next second although messages are waiting."""
+FAR_TIMER_CHANCE: Final = 0.005
+"""How often it moves on further: a machine that stood still."""
 
 
 class SimulatedClock(Clock):
@@ -96,10 +98,10 @@ class SimulatedRuntime(Host):
         choices: list[Callable[[], bool]] = [partial(self._deliver, name) for name in ready]
         choices += [partial(self._try_job, entry) for entry in self._jobs_on_threads()]
         self.random.shuffle(choices)
-        if self._timers and self.random.random() < TIMER_CHANCE:
-            choices.insert(0, self._fire_timer)
-        elif self._timers:
-            choices.append(self._fire_timer)
+        if self._timers:
+            is_near = self._next_timer()[0] <= self.clock.now() + 1
+            chance = TIMER_CHANCE if is_near else FAR_TIMER_CHANCE
+            choices.insert(0 if self.random.random() < chance else len(choices), self._fire_timer)
         for choice in choices:
             if choice():
                 self.after_step()
@@ -139,7 +141,7 @@ class SimulatedRuntime(Host):
         """Let that much time pass, with all that it brings."""
         end = self.clock.now() + seconds
         self.settle()
-        while self._timers and min(self._timers)[0] <= end:
+        while self._timers and self._next_timer()[0] <= end:
             self._fire_timer()
             self.settle()
         self.clock.move_to(end)
@@ -221,8 +223,11 @@ class SimulatedRuntime(Host):
         self._note(name, f"job '{job.name}' ended")
         return True
 
+    def _next_timer(self) -> tuple[float, int, str, Envelope]:
+        return min(self._timers, key=lambda timer: timer[:2])
+
     def _fire_timer(self) -> bool:
-        entry = min(self._timers, key=lambda timer: timer[:2])
+        entry = self._next_timer()
         self._timers.remove(entry)
         at, _, name, envelope = entry
         if envelope.guard is not None and envelope.guard.cancelled:
