@@ -29,8 +29,13 @@ def _import_from_here() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one node and leave with its exit code."""
-    from compute_node.cli.compute_ctl import run
-
+    try:
+        from compute_node.cli.compute_ctl import run
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"Error: {error.name} is not installed for {sys.executable}: install compute-node (pip install .), "
+            "or use the virtual environment that make sets up (.venv/bin/python run.py)"
+        )
     code = run(argv)
     sys.stdout.flush()
     sys.stderr.flush()

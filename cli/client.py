@@ -31,22 +31,26 @@ class Client:
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url.rstrip("/")
         self._token = token
+        self.pending_restart: str | None = None
 
     def get(self, path: str, *, also: tuple[int, ...] = ()) -> Any:  # noqa: ANN401 - JSON
         """Return the JSON of a GET; statuses in `also` count as answers. Raises RefusedError, UnreachableError."""
         return self._call("GET", path, None, TIMEOUT_S, also)
 
     def post(self, path: str, body: bytes | None = None) -> Any:  # noqa: ANN401 - JSON
-        """Return the JSON of a POST that may take long. Raises RefusedError, UnreachableError."""
+        """Return the JSON of a POST that may take long; `pending_restart` then holds what it awaits.
+
+        Raises RefusedError, UnreachableError.
+        """
         return self._call("POST", path, body or b"", WAIT_S, ())
 
     def _call(
         self, method: str, path: str, body: bytes | None, timeout_s: float, also: tuple[int, ...]
     ) -> Any:  # noqa: ANN401 - JSON
-        request = urllib.request.Request(self._url + path, data=body, method=method)  # noqa: S310 - see below
-        if request.type not in {"http", "https"}:
+        if not self._url.startswith(("http://", "https://")):
             msg = f"{self._url} is not the address of a node; give one such as {DEFAULT_URL} by --url"
             raise UnreachableError(msg)
+        request = urllib.request.Request(self._url + path, data=body, method=method)  # noqa: S310 - http(s) only
         if body:
             request.add_header("Content-Type", "application/json")
         if self._token:
@@ -54,6 +58,7 @@ class Client:
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310 - http(s) only
                 data = response.read()
+                self.pending_restart = response.headers.get("X-Pending-Restart")
         except urllib.error.HTTPError as error:
             with error:
                 data = error.read()

@@ -91,12 +91,17 @@ def configure(file: Any, url: str, token_file: Path | None, *, as_json: bool) ->
         document = {"spec": document}
     if isinstance(document, dict):
         document.setdefault("compute_ctl_config", {"jwks": {"keys": []}})
-    shown = _client(url, token_file).post("/configure", msgspec.json.encode(document))
+    client = _client(url, token_file)
+    shown = client.post("/configure", msgspec.json.encode(document))
     if as_json:
         click.echo(_json(shown))
     else:
         click.echo("configured")
         _table(shown)
+    if client.pending_restart:
+        click.echo(
+            f"these settings take effect at the next start of the node: {client.pending_restart}", err=True
+        )
 
 
 @main.command()
@@ -111,7 +116,9 @@ def configure(file: Any, url: str, token_file: Path | None, *, as_json: bool) ->
 def terminate(mode: str, url: str, token_file: Path | None, *, as_json: bool) -> None:
     """Stop Postgres and end the node; wait until Postgres is gone."""
     answer = _client(url, token_file).post(f"/terminate?mode={mode}")
-    click.echo(_json(answer) if as_json else f"terminated (LSN {answer['lsn'] or 'none'})")
+    click.echo(
+        _json(answer) if as_json else f"terminated (LSN {answer['lsn']})" if answer["lsn"] else "terminated"
+    )
 
 
 @main.command()
@@ -131,7 +138,10 @@ def keygen(private_key: Path, config: Path | None) -> None:
             click.echo(_json(keys.generate(private_key)))
             return
         document = config.read_bytes()
-        keys.with_key_set(document, {})  # a config that cannot take a key set gets no key either
+        try:
+            keys.with_key_set(document, {})  # a config that cannot take a key set gets no key either
+        except (ValueError, msgspec.DecodeError) as error:
+            _fail(f"{config} cannot take a key set: {error}; no keys were made", EXIT_REFUSED)
         config.write_bytes(keys.with_key_set(document, keys.generate(private_key)))
         click.echo(f"the private key is in {private_key}, the key set in {config}", err=True)
     except FileExistsError:
@@ -207,5 +217,8 @@ def _table(rows: dict[str, Any]) -> None:
 
 
 def _conditions(conditions: list[dict[str, str]]) -> str:
-    texts = [c["condition"] + (f" ({c['detail']})" if c["detail"] else "") for c in conditions]
+    texts = [
+        c["condition"] + (f" ({c['detail']})" if c["detail"] and c["condition"] != "failed" else "")
+        for c in conditions
+    ]
     return "no: " + ", ".join(texts)

@@ -12,12 +12,14 @@ import msgspec
 
 from ..messages.lifecycle import EXIT_OK, Status, StatusChanged
 from ..messages.settings import SourceName
-from ..postgres.accounts import AccountError, resolve_account
+from ..process.configuration import ConfigurationError, read_config
 from . import keys
 from .options import Options
 from .terminal import own_foreground
 
 COMPUTE_ID: Final = "demo"
+MARK: Final = ".compute-node-demo"
+"""Says that a folder is a demo's: no other folder with something in it is ever written to."""
 DEFAULT_PORT: Final = 55432
 """Not 5432: an installed Postgres may be there."""
 DEFAULT_HTTP_PORT: Final = 3080
@@ -59,13 +61,14 @@ class Demo:
         fresh: bool,
     ) -> None:
         self._directory = (directory or _default_directory()).absolute()
-        self._port = port or _free_port(DEFAULT_PORT)
-        self._http_port = http_port or _free_port(DEFAULT_HTTP_PORT)
+        self._port = port or _free_port(DEFAULT_PORT, "--port")
+        self._http_port = http_port or _free_port(DEFAULT_HTTP_PORT, "--http-port")
         self._pgbin = pgbin
         self._fresh = fresh
         self._began_s = time.monotonic()
         self._stopping_s: float | None = None
         self._log = self._directory / "compute-node.log"
+        self._config = self._directory / "config.json"
 
     def run(self) -> int:
         """Run until Ctrl-C or the end of the node; returns the exit code. Raises DemoError."""
@@ -92,15 +95,19 @@ class Demo:
             took = time.monotonic() - (self._stopping_s or time.monotonic())
             say(f"stopped cleanly in {took:.1f} s; the data is kept in {self._directory}")
         else:
-            say(f"the node failed: {report.reason}\nits log: {self._log}", error=True)
+            say(
+                f"the node failed: {report.reason}\nits spec: {self._config}\nits log: {self._log}",
+                error=True,
+            )
         return report.code
 
     def _narrate(self, change: StatusChanged) -> None:
         if change.new is Status.EMPTY:
             return
         elapsed = time.monotonic() - self._began_s
-        say(f"state: {change.new.text}" + (f" ({elapsed:.1f} s)" if change.new is Status.RUNNING else ""))
-        if change.new is Status.RUNNING and change.old is Status.INIT:
+        started = change.new is Status.RUNNING and change.old is Status.INIT
+        say(f"state: {change.new.text}" + (f" ({elapsed:.1f} s)" if started else ""))
+        if started:
             self._explain()
         elif change.new in {Status.TERMINATION_PENDING_FAST, Status.TERMINATION_PENDING_IMMEDIATE}:
             self._stopping_s = time.monotonic()
@@ -113,8 +120,7 @@ class Demo:
         say(
             f"\nconnect:  {psql} 'postgresql://{ROLE}@127.0.0.1:{self._port}/{DATABASE}'\n"
             f"API:      {url}/status  ({command} status {node})\n"
-            f"change:   edit {self._directory / 'config.json'}, then {command} configure {node} "
-            f"{self._directory / 'config.json'}\n"
+            f"change:   edit {self._config}, then {command} configure {node} {self._config}\n"
             f"log:      {self._log}\n"
             f"stop:     Ctrl-C\n"
         )
@@ -125,7 +131,7 @@ class Demo:
             connstr=f"postgresql://cloud_admin@localhost:{self._port}/postgres",
             compute_id=COMPUTE_ID,
             pgbin=self._pgbin or os.environ.get("POSTGRES_PATH"),
-            config=str(self._directory / "config.json"),
+            config=str(self._config),
             spec=None,
             source=SourceName.INITDB,
             fresh=self._fresh,
@@ -133,10 +139,10 @@ class Demo:
             claim_pgdata=False,
             postgres_user=None,
             external_http_port=self._http_port,
-            internal_http_port=_free_port(self._http_port + 1),
+            internal_http_port=_free_port(self._http_port + 1, None),
             http_host="127.0.0.1",
             privileged_role_name="neon_superuser",
-            dev=False,
+            dev=True,  # nobody comes to read the status of a demo that has failed; there are keys, so tokens count
             start_timeout_s=60.0,
             stop_timeout_s=25.0,
             log_format="human",
@@ -144,25 +150,34 @@ class Demo:
 
     def _make_files(self) -> None:
         """Make the folder, a key, a token that will do for a while, and the sample config if there is none."""
-        directory = self._directory
+        directory, config = self._directory, self._config
+        key, token = directory / "key.pem", directory / "token"
         try:
-            account = resolve_account()
-            directory.mkdir(parents=True, exist_ok=True)
-            if account is not None:
-                os.chown(directory, account.uid, account.gid)
-                directory.chmod(0o755)
-            key, config, token = directory / "key.pem", directory / "config.json", directory / "token"
+            if directory.exists() and not (directory / MARK).exists() and any(directory.iterdir()):
+                msg = (
+                    f"the folder {directory} is not empty and not a demo's: nothing was touched; "
+                    "give a new or an empty one by --directory"
+                )
+                raise DemoError(msg)
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            (directory / MARK).touch()
             if not key.exists():
                 keys.generate(key)
             if not config.exists():
-                config.write_bytes(msgspec.json.encode({"spec": SAMPLE_SPEC}))
-            config.write_bytes(keys.with_key_set(config.read_bytes(), keys.key_set(key)))
+                config.write_bytes(
+                    keys.with_key_set(msgspec.json.encode({"spec": SAMPLE_SPEC}), keys.key_set(key))
+                )
+            made = keys.make_token(key, compute_id=COMPUTE_ID, valid_s=TOKEN_VALID_S)
             token.unlink(missing_ok=True)
-            keys.write_private(
-                token, keys.make_token(key, compute_id=COMPUTE_ID, valid_s=TOKEN_VALID_S).encode() + b"\n"
-            )
-        except (OSError, ValueError, msgspec.DecodeError, AccountError) as error:
-            msg = f"the demo's folder {directory} cannot be set up: {error}; give another by --directory"
+            keys.write_private(token, made.encode() + b"\n")
+        except (OSError, ValueError) as error:
+            msg = f"the demo's folder {directory} cannot be set up: {error}; mend it, or give another by --directory"
+            raise DemoError(msg) from None
+        try:
+            read_config(str(config))
+            config.write_bytes(keys.with_key_set(config.read_bytes(), keys.key_set(key)))
+        except (OSError, ValueError, ConfigurationError) as error:
+            msg = f"{error}; correct {config}, or delete it for a new sample"
             raise DemoError(msg) from None
 
 
@@ -179,8 +194,8 @@ def _default_directory() -> Path:
     return Path(state) / "compute-node" / "demo"
 
 
-def _free_port(preferred: int) -> int:
-    """Return the preferred port if nobody listens there, else one that is free."""
+def _free_port(preferred: int, option: str | None) -> int:
+    """Return the preferred port if nobody listens there, else one that is free, and say so."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -188,6 +203,9 @@ def _free_port(preferred: int) -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            found = int(probe.getsockname()[1])
+        if found != preferred and option is not None:
+            say(f"port {preferred} is in use: taking {found} ({option} chooses another)")
+        return found
     msg = "there is no free port on this machine"
     raise DemoError(msg)

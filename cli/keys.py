@@ -82,9 +82,12 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - one of cryptography's many key t
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    key = load_pem_private_key(path.read_bytes(), password=None)
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError):
+        key = None
     if not isinstance(key, Ed25519PrivateKey):
-        msg = f"{path} is not an Ed25519 private key; make one with `compute-node keygen`"
+        msg = f"{path} is no private key as `compute-node keygen` makes them (Ed25519, PEM, no passphrase)"
         raise ValueError(msg)  # noqa: TRY004 - bad content of a file, not a wrong argument
     return key
 

@@ -100,6 +100,10 @@ def _check_sources(parser: argparse.ArgumentParser, values: dict[str, Any]) -> N
             "-p/--control-plane-uri: fetching the spec from a control plane is not built yet; "
             "give a file by -c/--config"
         )
+    if values["external_http_port"] == values["internal_http_port"] != 0:
+        parser.error(
+            f"--external-http-port and --internal-http-port are both {values['external_http_port']}: give two ports"
+        )
     if values["set_aside_pgdata"] and values["claim_pgdata"]:
         parser.error("--set-aside-pgdata and --claim-pgdata exclude each other: give one")
 

@@ -113,9 +113,10 @@ class JournalEntry(msgspec.Struct, frozen=True):
 
 
 class Configured(Message, frozen=True):
-    """The spec is applied and the node is running."""
+    """The spec is applied and the node is running, but for settings that take effect at its next start."""
 
     status: NodeStatus
+    pending_restart: tuple[str, ...] = ()
 
 
 class ConfigureRefused(Message, frozen=True):

@@ -22,10 +22,12 @@ VERIFY_S: Final = 10.0
 _POLL_S: Final = 0.01
 
 # A row of a postmaster-level setting says "could not be applied" when it awaits a restart: that is accepted.
+# So is the row without name and file by which Postgres tells that such a setting was taken out of the file.
 REFUSED_ROWS: Final = b"""
 SELECT f.name, f.error, f.sourcefile, f.sourceline
 FROM pg_catalog.pg_file_settings f LEFT JOIN pg_catalog.pg_settings s ON lower(s.name) = lower(f.name)
 WHERE f.error IS NOT NULL AND s.context IS DISTINCT FROM 'postmaster'
+  AND (f.name IS NOT NULL OR f.sourcefile IS NOT NULL)
 ORDER BY f.seqno
 """
 PENDING_ROWS: Final = b"SELECT name FROM pg_catalog.pg_settings WHERE pending_restart ORDER BY name"

@@ -432,9 +432,7 @@ class Server(Port):
         )
         words = [message[:MAX_LAST_WORDS] for message in self._pump.last_messages]
         said = "".join(f"\n  {word}" for word in words) or " nothing"
-        return (
-            f"Postgres ended with {launcher.describe_code(code)}, its cluster is {how}; its last words:{said}"
-        )
+        return f"Postgres ended ({launcher.describe_code(code)}), its cluster is {how}; its last words:{said}"
 
     # --- While it runs
 

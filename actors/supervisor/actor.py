@@ -184,15 +184,16 @@ class Supervisor(Actor[SupervisorMessage]):
                 self._forget(kind)
             case Log(level, text):
                 log.log(level, "%s", text)
-            case DumpJournal():
-                self._dump_journal()
+            case DumpJournal(level):
+                self._dump_journal(level)
             case ReadConfiguration():
                 self.start_job("read the configuration file", self._reread, failed=_not_read)
 
-    def _dump_journal(self) -> None:
+    def _dump_journal(self, level: int) -> None:
         for entry in self.journal()[-DUMPED_ENTRIES:]:
             content = bytes(entry.content).decode()
-            log.info(
+            log.log(
+                level,
                 "journal %d at %.3f: %s took %.1f ms for %s",
                 entry.number,
                 entry.at_s,

@@ -159,7 +159,7 @@ def configuration_installed(turn: Turn, message: ConfigurationInstalled, _: int 
     if message.pending_restart:
         names = ", ".join(message.pending_restart)
         turn.log(logging.WARNING, f"these settings take effect at the next start of the node: {names}")
-    turn.advance(step=Step.APPLYING)
+    turn.advance(step=Step.APPLYING, pending_restart=message.pending_restart)
     turn.tell(CONFIGURATOR, ApplySpec(attempt.operation, attempt.spec, starting=False))
 
 
@@ -191,7 +191,7 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
         turn.log(logging.INFO, "compute node configured")
         operation = attempt.spec.operation_uuid or "unknown"
         turn.log(logging.INFO, f"finished reconfiguration of compute node for operation {operation}")
-    turn.end_attempt(Configured(node_status(turn.state)))
+    turn.end_attempt(Configured(node_status(turn.state), attempt.pending_restart))
     turn.end_queue()
 
 

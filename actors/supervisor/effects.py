@@ -53,7 +53,9 @@ class Log(msgspec.Struct, frozen=True):
 
 
 class DumpJournal(msgspec.Struct, frozen=True):
-    """Write the last messages of all actors into the log."""
+    """Write the last messages of all actors into the log; the level is one of logging's."""
+
+    level: int
 
 
 class ReadConfiguration(msgspec.Struct, frozen=True):

@@ -56,7 +56,7 @@ def serving_started(turn: Turn, _: ServingStarted, __: int | None) -> None:
 
 def serving_failed(turn: Turn, message: ServingFailed, _: int | None) -> None:
     turn.log(logging.ERROR, message.error)
-    turn.broken(message.error)
+    turn.broken(message.error, unexpected=False)
     if turn.state.ending is None:
         turn.terminate(Cause.FAILURE, immediate=True)
 

@@ -44,6 +44,7 @@ class Attempt(msgspec.Struct, frozen=True):
     waiters: tuple[int, ...] = ()
     checked: bool = False
     prepared: bool = False
+    pending_restart: tuple[str, ...] = ()
     stage_began_s: float = 0.0
 
 

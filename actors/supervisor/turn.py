@@ -178,7 +178,7 @@ class Turn:
     def abort_start(self, error: str) -> None:
         """Stop what a failing start has left; the status becomes `failed` when it is gone."""
         self.log(logging.ERROR, f"could not start the compute node: {error}")
-        self.broken(error)
+        self.broken(error, unexpected=False)
         self.advance(step=Step.ABORTING)
         self.stop_postgres(self.state.settings.stop_timeout_s)
 
@@ -282,8 +282,9 @@ class Turn:
         self.answer(self.state.exit_waiters, ExitReport(self.state.exit_code, reason))
         self.set(exit_waiters=())
 
-    def broken(self, error: str) -> None:
+    def broken(self, error: str, *, unexpected: bool = True) -> None:
         """Note that the node failed; it will end with a failure whatever follows."""
         if self.state.exit_code == 0:
-            self.effects.append(DumpJournal())
+            # What a bad spec did needs no history.
+            self.effects.append(DumpJournal(logging.INFO if unexpected else logging.DEBUG))
         self.set(error=error, exit_code=EXIT_FAILED, exit_reason=error)

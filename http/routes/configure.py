@@ -8,13 +8,18 @@ from ..errors import ApiError, ErrorBody, escaped
 from ..table import LARGE_BODY, Answer, Call, Route, Shape
 from ..waiting import CONFIGURE_LIMIT_S
 
+PENDING_RESTART: Final = "X-Pending-Restart"
+"""Response header: the settings that were taken and take effect at the next start of the node."""
+
 
 def _configure(call: Call) -> Answer:
     spec = call.body(ConfigurationRequest).spec
     outcome = call.wait(Configure(spec), CONFIGURE_LIMIT_S)
     match outcome:
-        case Configured(status):
-            return Answer(status)
+        case Configured(status, pending_restart):
+            return Answer(
+                status, headers={PENDING_RESTART: ", ".join(pending_restart)} if pending_restart else {}
+            )
         case ConfigureRefused(error, bad_spec):
             raise ApiError(400 if bad_spec else 412, error)
         case ConfigureFailed(error):

@@ -249,6 +249,21 @@ def test_a_refused_setting_is_named_and_leaves_the_node_as_it_was(
     assert node.configure(spec(**APP)).status == 200, "the node takes the next configuration"
 
 
+@pytest.mark.parametrize(
+    "settings", [[setting("max_connections", "45", "integer")], []], ids=["changed", "removed"]
+)
+def test_a_setting_that_needs_a_restart_is_taken_and_named(
+    make_node: MakeNode, binaries: Binaries, settings: list[dict[str, str]]
+) -> None:
+    node = make_node(binaries).run(spec(cluster={"settings": [setting("max_connections", "40", "integer")]}))
+    wanted = [*settings, setting("work_mem", "7MB")]
+    answer = node.configure(spec(cluster={"settings": wanted}))
+    assert answer.status == 200, answer.body
+    assert answer.headers["x-pending-restart"] == "max_connections"
+    assert node.query("show work_mem") == [("7MB",)]
+    assert node.query("show max_connections") == [("40",)]
+
+
 def test_a_failed_reconfiguration_goes_back_to_running_with_its_error(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:

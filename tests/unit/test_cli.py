@@ -85,7 +85,7 @@ def test_the_node_is_found_by_the_environment(node: ApiServer, monkeypatch: pyte
     assert run("status").exit_code == 0
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "file:///etc/passwd"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "file:///etc/passwd", "foo", "127.0.0.1:3080"])
 def test_a_node_that_cannot_be_reached_has_an_exit_status_of_its_own(url: str) -> None:
     result = run("status", "--url", url)
     assert result.exit_code == 4
@@ -159,7 +159,7 @@ def test_terminate_asks_for_its_mode(node: ApiServer) -> None:
         "POST /terminate?mode=fast": (200, {"lsn": None}),
         "POST /terminate?mode=immediate": (200, {"lsn": "0/1"}),
     }
-    assert "LSN none" in run("terminate", "--mode", "fast", "--url", node.url).stdout
+    assert run("terminate", "--mode", "fast", "--url", node.url).stdout == "terminated\n"
     assert "LSN 0/1" in run("terminate", "--url", node.url).stdout
 
 
@@ -237,3 +237,42 @@ def test_a_file_that_is_no_key_makes_no_token(tmp_path: Path) -> None:
     result = run("token", tmp_path / "key.pem", "--admin")
     assert result.exit_code == 1
     assert "no token was made" in result.stderr
+
+
+# --- demo --------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_does_not_touch_a_folder_that_is_not_a_demos(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+    before = tmp_path.stat()
+    result = run("demo", "--directory", tmp_path)
+    assert result.exit_code == 1
+    assert "nothing was touched" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    after = tmp_path.stat()
+    assert (after.st_uid, after.st_mode, after.st_mtime_ns) == (
+        before.st_uid,
+        before.st_mode,
+        before.st_mtime_ns,
+    )
+
+
+def test_the_demo_says_where_its_config_is_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / ".compute-node-demo").touch()
+    (folder / "config.json").write_text('{\n "spec": }')
+    result = run("demo", "--directory", folder)
+    assert result.exit_code == 1
+    assert str(folder / "config.json") in result.stderr
+    assert "line 2" in result.stderr
+
+
+def test_the_demo_says_that_a_key_is_no_key(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / ".compute-node-demo").touch()
+    (folder / "key.pem").write_text("nonsense")
+    result = run("demo", "--directory", folder)
+    assert result.exit_code == 1
+    assert "is no private key" in result.stderr

@@ -178,5 +178,10 @@ def test_a_bare_spec_and_a_config_exclude_each_other(capsys: pytest.CaptureFixtu
     assert "exclude each other" in refused((*MINIMAL, "-S", "spec.json"), capsys)
 
 
+def test_the_two_servers_do_not_share_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused((*MINIMAL, "--external-http-port", "3081"), capsys)
+    assert "both 3081" in said
+
+
 def test_a_folder_is_not_both_claimed_and_set_aside(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exclude each other" in refused((*MINIMAL, "--claim-pgdata", "--set-aside-pgdata"), capsys)

@@ -35,6 +35,20 @@ def test_run_py_finds_the_package_around_it() -> None:
     assert "--pgdata" in done.stdout
 
 
+def test_run_py_says_what_to_install_where_a_dependency_is_missing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "run.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/bin"},
+    )
+    assert done.returncode == 1
+    assert "is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_run_py_reports_a_usage_error_with_status_two() -> None:
     assert run("run.py").returncode == 2
 
