@@ -164,7 +164,7 @@ async def connect(
     """
     import asyncio
 
-    from psycopg import AsyncConnection, OperationalError
+    from psycopg import OperationalError
     from psycopg.errors import ConnectionTimeout
 
     keywords: dict[str, Any] = params(
@@ -181,7 +181,7 @@ async def connect(
                 if address is not None:
                     keywords |= {"host": target.host, "hostaddr": address}
                 try:
-                    return await AsyncConnection.connect(autocommit=True, prepare_threshold=None, **keywords)
+                    return await _connect_once(keywords)
                 except OperationalError as error:
                     failure = failure or error
                     if address is None or _listens(address, target.port):
@@ -193,6 +193,23 @@ async def connect(
         )
         raise ConnectionTimeout(msg) from None
     raise failure or OperationalError("no address to connect to")
+
+
+async def _connect_once(keywords: dict[str, Any]) -> "AsyncConnection[TupleRow]":
+    """Connect to one address; an attempt that is broken off closes its socket at once.
+
+    Left to the garbage collector, the traceback keeps libpq's connection open, and a Postgres that is told
+    to stop then waits for the login that never comes (up to authentication_timeout).
+    """
+    import traceback
+
+    from psycopg import AsyncConnection
+
+    try:
+        return await AsyncConnection.connect(autocommit=True, prepare_threshold=None, **keywords)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def run_async(factory: Callable[[], Coroutine[Any, Any, R]], cancellation: Cancellation) -> R:

@@ -39,7 +39,7 @@ def test_a_node_starts_from_a_spec_serves_it_and_stops_on_a_signal(
     assert node.query("select current_user::text", user="app", dbname="app") == [("app",)]
     assert node.status()["error"] is None
     assert node.call("GET", "/ready", token=None).status == 200
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
     assert "Changing compute status from init to running" in node.log
     assert "PG:" in node.log
 
@@ -47,13 +47,13 @@ def test_a_node_starts_from_a_spec_serves_it_and_stops_on_a_signal(
 def test_a_restart_keeps_the_data_and_fresh_rebuilds_it(make_node: MakeNode, binaries15: Binaries) -> None:
     node = make_node(binaries15).run()
     node.query("create table kept as select 42 as answer")
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
     node.run()
     assert node.query("select answer from kept") == [(42,)]
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
     node.run(None, "--fresh")
     assert node.query("select to_regclass('kept')") == [(None,)]
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
 
 
 def test_with_a_spec_the_status_is_never_empty(make_node: MakeNode, binaries15: Binaries) -> None:
@@ -79,10 +79,10 @@ def test_two_nodes_live_side_by_side(make_node: MakeNode, binaries15: Binaries) 
     second.run(spec(**APP))
     parallel = "set force_parallel_mode = on; select count(*) from generate_series(1, 1000)"
     assert first.query(parallel) is not None
-    assert first.stop() == 0
+    assert first.stop() == 0, first.log
     assert second.query("select 1") == [(1,)]
     assert second.query(parallel) is not None
-    assert second.stop() == 0
+    assert second.stop() == 0, second.log
 
 
 def test_a_second_node_on_the_same_folder_ends_with_its_own_exit_code(
@@ -110,7 +110,7 @@ def test_a_killed_supervisors_postgres_is_found_and_ended_by_the_next_start(
     node.run()
     assert node.postmaster() != orphan
     assert node.query("select one from kept") == [(1,)]
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
 
 
 def test_everything_works_as_an_ordinary_user_too(
@@ -140,7 +140,7 @@ def test_everything_works_as_an_ordinary_user_too(
         node.runs_as = as_account(account)
     node.run(spec(**APP))
     assert node.query("select 1", user="app", dbname="app") == [(1,)]
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
 
 
 # --- Empty and configure -----------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_node_without_a_spec_waits_until_configure_brings_one(
     assert (answer.status, answer.body["status"]) == (200, "running")
     assert node.query("select 1", user="app", dbname="app") == [(1,)]
     assert node.call("GET", "/metrics.json").body["wait_for_spec_ms"] > 0
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
 
 
 def test_an_empty_node_terminates(make_node: MakeNode, binaries15: Binaries) -> None:
@@ -168,7 +168,7 @@ def test_an_empty_node_terminates(make_node: MakeNode, binaries15: Binaries) -> 
     node.write_config(None)
     node.start().await_status("empty")
     assert node.call("POST", "/terminate?mode=immediate").body == {"lsn": None}
-    assert node.wait() == 0
+    assert node.wait() == 0, node.log
 
 
 def test_a_running_node_is_reconfigured_in_place(make_node: MakeNode, binaries: Binaries) -> None:
@@ -207,7 +207,7 @@ def test_a_running_node_is_reconfigured_in_place(make_node: MakeNode, binaries: 
         ("three",)
     ]
     assert node.postmaster() == postmaster
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
 
 
 def test_the_same_spec_twice_issues_no_statement_the_second_time(
@@ -314,7 +314,7 @@ def test_terminate_stops_postgres_cleanly_and_answers(
     if mode == "fast":
         assert node.status()["status"] == "terminated", "it lingers so that the status can be read"
         assert node.call("POST", "/terminate").status == 201
-    assert node.wait() == 0
+    assert node.wait() == 0, node.log
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
@@ -326,7 +326,7 @@ def test_a_signal_stops_a_running_node_with_a_busy_session(
         host="127.0.0.1", port=node.postgres_port, user="cloud_admin", dbname="postgres"
     ) as session:
         session.execute("select 1")
-        assert node.stop(sign) == 0
+        assert node.stop(sign) == 0, node.log
         with pytest.raises(psycopg.OperationalError):
             session.execute("select 1")
         session.close()
@@ -335,7 +335,7 @@ def test_a_signal_stops_a_running_node_with_a_busy_session(
 def test_postgres_ending_unasked_fails_the_node(make_node: MakeNode, binaries15: Binaries) -> None:
     node = make_node(binaries15, "--dev").run()
     os.kill(node.postmaster(), signal.SIGINT)
-    assert node.wait() == 1
+    assert node.wait() == 1, node.log
     assert "Postgres ended although nobody asked it to" in node.log
 
 
@@ -344,7 +344,7 @@ def test_a_signal_during_the_start_leaves_nothing(make_node: MakeNode, binaries1
     node.write_config(spec())
     node.start()
     wait_until(lambda: "Changing compute status from empty to init" in node.log, "the start began")
-    assert node.stop() == 0
+    assert node.stop() == 0, node.log
     left = {path.name for path in node.folder.iterdir()} - {
         "config.json",
         "key.pem",
@@ -365,7 +365,7 @@ def test_a_start_that_fails_is_failed_with_its_cause_and_exits_with_one(
     assert node.configure(spec()).status == 412
     assert not node.pgdata.exists()
     assert node.call("POST", "/terminate").status == 200
-    assert node.wait() == 1
+    assert node.wait() == 1, node.log
 
 
 def test_a_configuration_is_refused_while_the_node_is_starting(

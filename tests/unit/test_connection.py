@@ -1,11 +1,20 @@
 """The URL of -C and the keywords and options made from it."""
 
+import gc
+import socket
 import threading
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.messages.secret import Secret
-from compute_node.postgres.connection import Target, params, parse_connstr, run_async, startup_options
+from compute_node.postgres.connection import (
+    Target,
+    connect,
+    params,
+    parse_connstr,
+    run_async,
+    startup_options,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -209,3 +218,31 @@ def test_a_cancellation_after_the_end_is_harmless() -> None:
 
     assert run_async(work, cancellation) == 7
     cancellation.request()
+
+
+def test_a_login_that_is_broken_off_closes_its_socket_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = parse_connstr(f"postgresql://cloud_admin@127.0.0.1:{server.getsockname()[1]}/postgres")
+        cancellation = Cancellation()
+        errors: list[BaseException] = []
+
+        def log_in() -> None:
+            try:
+                run_async(lambda: connect(target, application_name="test", timeout_s=30), cancellation)
+            except CancelledError as error:
+                errors.append(error)
+
+        gc.disable()  # the collector would close it, some time
+        try:
+            thread = threading.Thread(target=log_in)
+            thread.start()
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.settimeout(10)
+                assert accepted.recv(1024), "the startup packet"
+                cancellation.request()
+                thread.join(10)
+                assert accepted.recv(1024) == b"", "closed, although its error is still held"
+        finally:
+            gc.enable()
+        assert len(errors) == 1
