@@ -43,9 +43,16 @@ class CpuAwareTime(threading.local):
             os.close(self._schedstat)
 
     def perf_counter(self) -> float:
-        """Return seconds."""
-        waited_ns = int(os.pread(self._schedstat, 64, 0).split()[1]) if self._schedstat >= 0 else 0
-        return time.perf_counter() - waited_ns / 1e9
+        """Return seconds; read again when the thread had to wait between looking at the two clocks."""
+        if self._schedstat < 0:
+            return time.perf_counter()
+        while True:
+            waited_ns, now = self._waited_ns(), time.perf_counter()
+            if waited_ns == self._waited_ns():
+                return now - waited_ns / 1e9
+
+    def _waited_ns(self) -> int:
+        return int(os.pread(self._schedstat, 64, 0).split()[1])
 
 
 sys.setswitchinterval(0.0005)  # nor does a handler that waits for the interpreter's lock stand for a slow one
