@@ -63,6 +63,7 @@ class PostmasterRecord:
             for number, share in RUNGS:
                 log.warning("last resort: sending %s to postmaster %d", number.name, pid)
                 signal.pidfd_send_signal(descriptor, number)
+                signal.pidfd_send_signal(descriptor, signal.SIGCONT)  # one that stands still cannot stop
                 if select.select([descriptor], [], [], budget_s * share)[0]:
                     break
         except ProcessLookupError:

@@ -83,13 +83,17 @@ class Postmaster:
         self.exited = threading.Event()
 
     def send(self, rung: StopRung) -> None:
-        """Send the signal of a rung; to its whole group for the last one. Nothing happens once it was waited for."""
+        """Send the signal of a rung; to its whole group for the last one. Nothing happens once it was waited for.
+
+        A postmaster that stands still (SIGSTOP) is let go on, so that it can stop in order.
+        """
         if rung is StopRung.KILL:
             with self._lock, contextlib.suppress(ProcessLookupError):
                 if self._descriptor is not None:
                     os.killpg(self.pid, signal.SIGKILL)
         else:
             self._send(SIGNALS[rung])
+            self._send(signal.SIGCONT)
 
     def reload(self) -> None:
         """Ask it to read its configuration again."""

@@ -171,17 +171,30 @@ def test_an_idle_session_does_not_hold_up_the_stop(binaries: Binaries, make_proc
     assert process.server._pump.last_messages[-1].endswith("database system is shut down")
 
 
-def test_a_stopped_postmaster_is_killed_within_the_budget_with_all_its_children(
+def test_a_postmaster_that_stands_still_is_let_go_on_and_stops_in_order(
+    binaries: Binaries, make_process: MakeProcess
+) -> None:
+    process = make_process(binaries, made=True)
+    ready = process.start()
+    os.kill(ready.pid, signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(ready.pid).status() == psutil.STATUS_STOPPED, "it stands still")
+    assert process.stop(20.0).rung is StopRung.FAST
+    assert process.server._pump.last_messages[-1].endswith("database system is shut down")
+
+
+def test_a_deaf_postgres_is_killed_within_the_budget_with_all_its_children(
     binaries: Binaries, make_process: MakeProcess
 ) -> None:
     process = make_process(binaries, made=True)
     ready = process.start()
     children = psutil.Process(ready.pid).children()
-    os.kill(ready.pid, signal.SIGSTOP)
-    clock = process.runtime.clock
-    began = clock.now()
-    assert process.stop(3.0).rung is StopRung.KILL
-    assert clock.now() - began < 3.0
+    with process.connect() as session:
+        os.kill(session.info.backend_pid, signal.SIGSTOP)  # fast waits for it, immediate for 5 s
+        clock = process.runtime.clock
+        began = clock.now()
+        assert process.stop(3.0).rung is StopRung.KILL
+        assert clock.now() - began < 3.0
+        session.close()
     assert not psutil.pid_exists(ready.pid)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 

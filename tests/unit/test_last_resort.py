@@ -42,6 +42,15 @@ def test_a_postmaster_is_stopped_fast_first() -> None:
         assert process.wait(5) == -signal.SIGINT
 
 
+def test_one_that_stands_still_is_let_go_on_to_stop() -> None:
+    record = PostmasterRecord()
+    with a_process() as process:
+        record.started(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        assert record.stop(30.0)
+        assert process.wait(5) == -signal.SIGINT
+
+
 def test_one_that_ignores_everything_is_killed_in_time() -> None:
     record = PostmasterRecord()
     with a_process("SIGINT SIGQUIT") as process:
