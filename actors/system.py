@@ -121,6 +121,7 @@ class System:
             stop_timeout_s=settings.stop_timeout_s,
             version=settings.build_tag,
             refresh_metrics=self._refresh_metrics,
+            now=self.runtime.clock.now,
         )
 
     def _refresh_metrics(self) -> None:

@@ -112,7 +112,7 @@ def create_internal_app(node: Node, waiters: Waiters | None = None) -> Api:
 
 def create_apps(node: Node) -> tuple[Api, Api]:
     """Make both applications of a node, which share its waiting places."""
-    waiters = Waiters(node.metrics)
+    waiters = Waiters(node.metrics, now=node.now)
     return create_external_app(node, waiters), create_internal_app(node, waiters)
 
 
@@ -123,7 +123,7 @@ def _create(
     def document() -> bytes:
         return msgspec.json.encode(describe(routes, node.version))
 
-    return Api(Context(node, waiters or Waiters(node.metrics), document), routes, authenticator)
+    return Api(Context(node, waiters or Waiters(node.metrics, now=node.now), document), routes, authenticator)
 
 
 # --- One request -------------------------------------------------------------------------------------------

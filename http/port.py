@@ -69,7 +69,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """The node as the application sees it. Times are seconds; `wall` gives seconds since the epoch."""
+    """The node as the application sees it. Times are seconds; `wall` since the epoch, `now` for durations."""
 
     supervisor: Asker
     metrics: MetricsPort
@@ -78,3 +78,4 @@ class Node:
     version: str = "latest"
     refresh_metrics: Callable[[], None] = _nothing
     wall: Callable[[], float] = time.time
+    now: Callable[[], float] = time.monotonic

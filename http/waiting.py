@@ -30,8 +30,16 @@ class ClientGoneError(Exception):
 class Waiters:
     """The places of one node, shared by its servers."""
 
-    def __init__(self, metrics: MetricsPort, *, limit: int = MAX_WAITERS, slice_s: float = SLICE_S) -> None:
+    def __init__(
+        self,
+        metrics: MetricsPort,
+        *,
+        limit: int = MAX_WAITERS,
+        slice_s: float = SLICE_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._metrics = metrics
+        self._now = now
         self._limit = limit
         self._slice_s = slice_s
         self._lock = threading.Lock()
@@ -47,9 +55,9 @@ class Waiters:
         """
         with self._place():
             pending = asker.request(request)
-            deadline = time.monotonic() + limit_s
+            deadline = self._now() + limit_s
             while True:
-                left = deadline - time.monotonic()
+                left = deadline - self._now()
                 try:
                     return pending.get(max(0.0, min(self._slice_s, left)))
                 except AskTimeoutError:

@@ -5,15 +5,19 @@ import errno
 import re
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
+from typing_extensions import override
 
 from ..messages.secret import Secret
 from ..messages.spec import invalid_name
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
@@ -40,6 +44,8 @@ CANCEL_GRACE_S: Final = 0.4
 """How long a cancelled task may take to cancel its statement in the server before it is cut off."""
 
 PROBE_TIMEOUT_S: Final = 0.2
+LIBPQ_TIMEOUT_S: Final = 3600.0
+"""Libpq's own limit counts the time in which this process stood still: it is out of the way of ours."""
 
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -65,6 +71,10 @@ class Target(msgspec.Struct, frozen=True):
 
 class Cancellation(Protocol):
     """The part of a job's cancellation that is needed here."""
+
+    def now(self) -> float:
+        """Return seconds on a monotonic clock."""
+        ...
 
     def check(self) -> None:
         """Raise once the job has been asked to end."""
@@ -172,7 +182,7 @@ async def connect(
         application_name=application_name,
         dbname=dbname,
         extra_options=extra_options,
-        connect_timeout_s=timeout_s + 1,
+        connect_timeout_s=LIBPQ_TIMEOUT_S,
     )
     failure: OperationalError | None = None
     try:
@@ -215,6 +225,7 @@ async def _connect_once(keywords: dict[str, Any]) -> "AsyncConnection[TupleRow]"
 def run_async(factory: Callable[[], Coroutine[Any, Any, R]], cancellation: Cancellation) -> R:
     """Run a coroutine in this thread (not the main one) until it ends or the job is asked to end.
 
+    Its time limits are counted by the clock of the job.
     In the second case the coroutine is cancelled, and cut off when it has not ended by then; what
     `cancellation.check` raises is raised within a second.
     """
@@ -222,11 +233,22 @@ def run_async(factory: Callable[[], Coroutine[Any, Any, R]], cancellation: Cance
 
     cancellation.check()
     try:
-        with asyncio.Runner() as runner:
+        with asyncio.Runner(loop_factory=partial(_event_loop, cancellation.now)) as runner:
             return runner.run(_cancellable(factory, cancellation))
     except (Exception, asyncio.CancelledError):
         cancellation.check()
         raise
+
+
+def _event_loop(now: Callable[[], float]) -> "AbstractEventLoop":
+    import asyncio
+
+    class Loop(asyncio.SelectorEventLoop):
+        @override
+        def time(self) -> float:
+            return now()
+
+    return Loop()
 
 
 async def _cancellable(factory: Callable[[], Coroutine[Any, Any, R]], cancellation: Cancellation) -> R:

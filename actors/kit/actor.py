@@ -272,6 +272,6 @@ class Actor(abc.ABC, Generic[M]):
 
         Raises RuntimeError in an actor that has no threads for jobs.
         """
-        job = Job(name, work, failed)
+        job = Job(name, work, failed, self.clock)
         self._services.start_job(job)
         return job

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import final
 
 from ...messages.base import Message
+from .clock import Clock, SystemClock
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,17 @@ class Blocked(BaseException):
 
 
 class Cancellation:
-    """How a job learns that its outcome is no longer wanted; it must end within a second."""
+    """How a job learns that its outcome is no longer wanted, and what time it is; it must end within a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._event = threading.Event()
         self._lock = threading.RLock()  # held while callbacks run: none of them outlives its job
         self._callbacks: list[Callable[[], None]] = []
+
+    def now(self) -> float:
+        """Return seconds on the kit's clock; what a job's time limits are counted by."""
+        return self._clock.now()
 
     @property
     def requested(self) -> bool:
@@ -85,9 +91,9 @@ class Job:
     death of the actor, and a cancellation is silent. What is no Exception (SystemExit) is always that death.
     """
 
-    def __init__(self, name: str, work: Work, failed: OnFailure | None) -> None:
+    def __init__(self, name: str, work: Work, failed: OnFailure | None, clock: Clock | None = None) -> None:
         self.name = name
-        self.cancellation = Cancellation()
+        self.cancellation = Cancellation(clock)
         self._work = work
         self._failed = failed
 

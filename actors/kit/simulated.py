@@ -32,10 +32,11 @@ FAR_TIMER_CHANCE: Final = 0.005
 
 
 class SimulatedClock(Clock):
-    """Time that moves only when the scheduler says so."""
+    """Time that moves only when the scheduler says so; somebody may set the wall clock meanwhile."""
 
     def __init__(self) -> None:
         self._now = 1_000.0
+        self.wall_is_off_by_s = 0.0
 
     @override
     def now(self) -> float:
@@ -43,7 +44,7 @@ class SimulatedClock(Clock):
 
     @override
     def wall(self) -> float:
-        return EPOCH + self._now
+        return EPOCH + self._now + self.wall_is_off_by_s
 
     def move_to(self, now: float) -> None:
         """Jump; never backwards."""

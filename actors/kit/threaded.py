@@ -20,7 +20,7 @@ from ...messages.lifecycle import ActorFailed
 from ...messages.metrics import MAILBOX_DEPTH
 from .actor import Actor, Envelope, Ref
 from .cell import ActorStartError, Cell, Host
-from .clock import SystemClock
+from .clock import TICK_S, AwakeClock
 from .jobs import Job
 from .journal import Journal
 from .metrics import Metrics
@@ -31,8 +31,6 @@ START_TIMEOUT_S: Final = 10.0
 MAX_WAITING: Final = 10_000
 """Messages in one mailbox beyond which requests are refused; what actors tell each other never is."""
 
-MAX_SLEEP_S: Final = 3600.0
-"""The timer thread looks at its clock at least this often."""
 CROWDED: Final = 64
 """Timers under way beyond which the cancelled ones are looked for and dropped."""
 
@@ -144,13 +142,13 @@ class ThreadedRuntime(Host):
     """
 
     def __init__(self, *, watcher: str, abandoned: Callable[[ActorFailed], None]) -> None:
-        self.clock = SystemClock()
+        self.clock = AwakeClock()
         self.metrics = Metrics()
         self.journal = Journal()
         self._watcher = watcher
         self._abandoned = abandoned
         self._residents: dict[str, _Resident] = {}
-        self._timers = _TimerThread(self.send)
+        self._timers = _TimerThread(self.send, self.clock)
 
     def ref(self, name: str) -> "Ref[Any]":
         """Return the address of an actor, which may be spawned later."""
@@ -245,9 +243,9 @@ def _work(cell: Cell[Any], jobs: "queue.SimpleQueue[Job | None]") -> None:
 class _TimerThread:
     """One thread that sends envelopes when they are due; it never does the work itself."""
 
-    def __init__(self, send: Callable[[str, Envelope], None]) -> None:
+    def __init__(self, send: Callable[[str, Envelope], None], clock: AwakeClock) -> None:
         self._send = send
-        self._clock = SystemClock()
+        self._clock = clock
         self._order = itertools.count()
         self._due: list[tuple[float, int, str, Envelope]] = []
         self._changed = threading.Condition()
@@ -275,9 +273,10 @@ class _TimerThread:
             with self._changed:
                 if self._stopped:
                     return
-                wait = self._due[0][0] - self._clock.now() if self._due else None
-                if wait is None or wait > 0:
-                    self._changed.wait(MAX_SLEEP_S if wait is None else min(wait, MAX_SLEEP_S))
+                now = self._clock.now()
+                wait = self._due[0][0] - now if self._due else TICK_S
+                if wait > 0:
+                    self._changed.wait(min(wait, TICK_S))
                     continue
                 _, _, name, envelope = heapq.heappop(self._due)
             self._send(name, envelope)

@@ -6,8 +6,7 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
-from time import monotonic
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -91,11 +90,11 @@ def run(
             msg = f"{command[0]} cannot be run: {error.strerror or error}"
             raise PostgresError(msg) from error
         with process:
-            finished, output = _read(process, wake, timeout_s)
+            finished, output = _read(process, wake, timeout_s, cancellation.now)
             if not finished:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                _, rest = _read(process, None, _AFTER_KILL_S)
+                _, rest = _read(process, None, _AFTER_KILL_S, cancellation.now)
                 output += rest
             code = process.wait()
         cancellation.check()
@@ -108,7 +107,9 @@ def run(
         wake.close()
 
 
-def _read(process: subprocess.Popen[bytes], wake: Wake | None, timeout_s: float) -> tuple[bool, bytes]:
+def _read(
+    process: subprocess.Popen[bytes], wake: Wake | None, timeout_s: float, now: Callable[[], float]
+) -> tuple[bool, bytes]:
     """Read until all writers are gone (True), or until woken or out of time (False)."""
     assert process.stdout is not None  # noqa: S101 - it was made with a pipe
     pipe = process.stdout.fileno()
@@ -116,9 +117,9 @@ def _read(process: subprocess.Popen[bytes], wake: Wake | None, timeout_s: float)
     poll.register(pipe, select.POLLIN)
     if wake is not None:
         poll.register(wake.descriptor, select.POLLIN)
-    deadline = monotonic() + timeout_s
+    deadline = now() + timeout_s
     output = b""
-    while (left_s := deadline - monotonic()) > 0:
+    while (left_s := deadline - now()) > 0:
         ready = {descriptor for descriptor, _ in poll.poll(left_s * 1000)}
         if wake is not None and wake.descriptor in ready:
             return False, output

@@ -82,6 +82,7 @@ def _signal(pids: Iterable[int], folders: tuple[str, ...], number: signal.Signal
         try:
             if _works_in(pid, wanted):
                 signal.pidfd_send_signal(descriptor, number)
+                signal.pidfd_send_signal(descriptor, signal.SIGCONT)  # one that stands still cannot end
         except ProcessLookupError:
             continue
         except PermissionError as error:

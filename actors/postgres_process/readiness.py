@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import Final
 
 from ...postgres import pidfile
@@ -34,14 +33,14 @@ def wait(
     Raises PostgresError after `limit_s` seconds (None: no limit), and CancelledError.
     """
     path = Path(pgdata, "postmaster.pid")
-    began = monotonic()
+    began = cancellation.now()
     while not has_exited():
         try:
             if is_ready(path.read_text(encoding="utf-8", errors="replace"), pid):
                 return True
         except OSError:
             pass  # not there yet; whether it ever comes is what the child and the limit tell
-        if limit_s is not None and monotonic() - began > limit_s:
+        if limit_s is not None and cancellation.now() - began > limit_s:
             msg = f"timed out while waiting for Postgres to start: it was not ready within {limit_s:g} s"
             raise PostgresError(msg)
         cancellation.wait(POLL_S)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from ...postgres.accounts import Account
@@ -81,13 +80,13 @@ async def _install(
     if refused:
         raise PostgresError(_explain(refused, conf, path))
     load()
-    deadline = monotonic() + VERIFY_S
+    deadline = _now() + VERIFY_S
     while True:
         # A new connection: the postmaster's own state is what later sessions, and only they, inherit.
         async with await connect(target, application_name=APPLICATION) as fresh:
             if (await _rows(fresh, LOAD_TIME))[0][0] > before:
                 return tuple(row[0] for row in await _rows(fresh, PENDING_ROWS))
-        if monotonic() > deadline:
+        if _now() > deadline:
             msg = (
                 f"the new configuration was written and Postgres did not load it within {VERIFY_S:g} s; "
                 "the one before is back: is the postmaster stopped (SIGSTOP)?"
@@ -101,6 +100,12 @@ async def _rows(connection: "AsyncConnection[Any]", query: bytes) -> list[Any]:
 
     async with asyncio.timeout(STATEMENT_S):
         return await (await connection.execute(query)).fetchall()
+
+
+def _now() -> float:
+    import asyncio
+
+    return asyncio.get_running_loop().time()
 
 
 async def _pause() -> None:

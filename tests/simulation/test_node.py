@@ -1,5 +1,6 @@
 """The whole node from a seed: any order of messages, faults and requests keeps the promises."""
 
+import itertools
 import os
 
 import pytest
@@ -138,3 +139,21 @@ def test_a_frozen_postgres_is_no_reason_to_change_the_status_but_the_node_is_not
     world.observer.reach = Reach.UP
     world.runtime.advance(3.0)
     assert world.runtime.ask(world.ref, GetReadiness()).ready
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_wall_clock_that_jumps_by_an_hour_at_every_step_changes_no_life(seed: int) -> None:
+    def lived(*, jumps: bool) -> tuple[object, ...]:
+        world = begin(seed)
+        check, clock, hours = world.runtime.after_step, world.runtime.clock, itertools.cycle([3600, -3600, 0])
+
+        def after_step() -> None:
+            clock.wall_is_off_by_s = next(hours) if jumps else 0
+            check()
+
+        world.runtime.after_step = after_step
+        live(world)
+        story = [line for line in world.runtime.trace if "Observed" not in line]  # those show the wall clock
+        return world.changes, world.exit.get(0), world.server.signals, story
+
+    assert lived(jumps=True) == lived(jumps=False)

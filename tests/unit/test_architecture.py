@@ -148,34 +148,63 @@ def calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
 
 SLEEPS = {"sleep", "time.sleep"}
 NOWS = ("datetime.now", "datetime.utcnow", "datetime.today", "date.today")
+WALL_CLOCK = {
+    "actors/kit/clock.py": "where the others have it from",
+    "actors/http_facade/web.py": "waitress itself compares with it",
+    "actors/postgres_process/server.py": "for comparing with the times of files",
+    "http/port.py": "tokens expire by it",
+}
+"""Who may read a clock that people can set, and why: never for a duration."""
+
+
+SLEEPER = "nobody sleeps; use a timer or Cancellation.wait"
 
 
 def time_breaches(root: Path) -> list[str]:
-    """Sleeping, and reading the calendar, where time comes from the kit."""
-    breaches = []
-    for path, tree in sources(root):
-        if path.parts[0] not in {"actors", "http"}:
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "time":
-                names = {alias.name for alias in node.names}
-                if "sleep" in names:
-                    breaches.append(f"{path}:{node.lineno}: nobody sleeps; use a timer or Cancellation.wait")
-            elif isinstance(node, ast.Attribute):
-                name = dotted(node)
-                if name in SLEEPS:
-                    breaches.append(f"{path}:{node.lineno}: nobody sleeps; use a timer or Cancellation.wait")
-                elif name.endswith(NOWS):
-                    breaches.append(f"{path}:{node.lineno}: time comes from the kit, not from {name}")
-    return breaches
+    """Sleeping, and reading the calendar or the wall clock, where time comes from the kit."""
+    return [
+        f"{path}:{line}: {breach}"
+        for path, tree in sources(root)
+        if path.parts[0] in {"actors", "http"}
+        for line, name in uses_of_time(tree)
+        if (breach := time_breach(name, path.as_posix())) is not None
+    ]
+
+
+def uses_of_time(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and dotted name of whatever may come from a module of the standard library about time."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            yield from ((node.lineno, f"time.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield node.lineno, dotted(node)
+
+
+def time_breach(name: str, path: str) -> str | None:
+    if name in SLEEPS:
+        return SLEEPER
+    if name in {"time.time", "time.time_ns"} and path not in WALL_CLOCK:
+        return "the wall clock comes from the kit"
+    return f"time comes from the kit, not from {name}" if name.endswith(NOWS) else None
 
 
 def process_breaches(root: Path) -> list[str]:
     """Ways to deal with child processes that break threads or steal other people's children."""
     breaches = []
     for path, tree in sources(root):
+        breaches += [
+            f"{path}:{line}: never a fork beside threads" for line in imports_of("multiprocessing", tree)
+        ]
+        breaches += [
+            f"{path}:{node.lineno}: never a fork beside threads"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            and any(alias.name == "ProcessPoolExecutor" for alias in node.names)
+        ]
         for call, name in calls(tree):
             where = f"{path}:{call.lineno}"
+            if path.parts[0] in {"actors", "http"} and name in {"os.fork", "os.forkpty", "pty.fork"}:
+                breaches.append(f"{where}: never a fork beside threads")
             if any(keyword.arg == "preexec_fn" for keyword in call.keywords):
                 breaches.append(f"{where}: no preexec_fn beside threads")
             if name in {"os.wait", "os.wait3", "os.wait4"} or (
@@ -416,7 +445,17 @@ def test_a_house_in_order_breaks_no_rule(check: Callable[[Path], list[str]], tmp
             "from datetime import datetime\ndatetime.now(UTC)",
             "time comes from the kit",
         ),
+        (time_breaches, "actors__a__actor", "import time\ntime.time()", "the wall clock comes from the kit"),
+        (time_breaches, "http__app", "from time import time", "the wall clock comes from the kit"),
         (process_breaches, "process__node", "Popen(a, preexec_fn=os.setsid)", "no preexec_fn"),
+        (process_breaches, "process__node", "import multiprocessing", "never a fork beside threads"),
+        (
+            process_breaches,
+            "cli__main",
+            "from concurrent.futures import ProcessPoolExecutor",
+            "never a fork beside threads",
+        ),
+        (process_breaches, "actors__a__actor", "import os\nos.fork()", "never a fork beside threads"),
         (process_breaches, "process__node", "os.waitpid(-1, os.WNOHANG)", "any child"),
         (process_breaches, "process__node", "from os import waitpid\nwaitpid(-1, 0)", "any child"),
         (process_breaches, "process__node", "os.waitid(os.P_ALL, 0, os.WEXITED)", "any child"),
