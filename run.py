@@ -29,6 +29,11 @@ def _import_from_here() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one node and leave with its exit code."""
+    from compute_node.process import init, signals
+
+    init.enter()  # before there are threads; comes back in the process that is the node
+    pipe = signals.SignalPipe()
+    pipe.install()
     try:
         from compute_node.cli.compute_ctl import run
     except ModuleNotFoundError as error:
@@ -36,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             f"Error: {error.name} is not installed for {sys.executable}: install compute-node (pip install .), "
             "or use the virtual environment that make sets up (.venv/bin/python run.py)"
         )
-    code = run(argv)
+    code = run(argv, pipe)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # nothing that a thread holds may keep the process from ending

@@ -10,7 +10,7 @@ import msgspec
 from typing_extensions import override
 
 from ..messages.lifecycle import ActorFailed, StatusChanged
-from ..messages.metrics import LOG_DROPPED
+from ..messages.metrics import LOG_DROPPED, ORPHANS_REAPED
 from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeSpec
 from ..postgres.accounts import Account
@@ -50,6 +50,8 @@ class Launch(msgspec.Struct, frozen=True):
     """When the process began."""
     dropped_lines: Callable[[], int] = lambda: 0
     """How many log lines were lost so far."""
+    orphans_reaped: Callable[[], int] = lambda: 0
+    """How many orphans the init has waited for so far."""
     unknown_parts: Callable[[], tuple[str, ...]] = tuple
     """Which parts of the configuration are not known; may raise."""
     warnings: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ class System:
         self.runtime = ThreadedRuntime(watcher=SUPERVISOR, abandoned=abandoned)
         self.supervisor: Ref[SupervisorMessage] = self.runtime.ref(SUPERVISOR)
         self._dropped_lines = launch.dropped_lines
+        self._orphans_reaped = launch.orphans_reaped
         settings = launch.settings
         others = {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, HTTP)}
         listeners: tuple[Ref[StatusChanged], ...] = ()
@@ -128,6 +131,7 @@ class System:
         """Bring up to date what is only known by looking."""
         self.runtime.read_mailboxes()
         self.runtime.metrics.set(LOG_DROPPED, self._dropped_lines())
+        self.runtime.metrics.set(ORPHANS_REAPED, self._orphans_reaped())
 
 
 def _applications(node: "Node") -> tuple[WebApp, WebApp]:

@@ -10,12 +10,10 @@ from ..process.signals import SignalPipe
 from .options import parse
 
 
-def run(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None, signals: SignalPipe) -> int:
     """Run one node in the foreground and return its exit code (see `--help`)."""
     began_s, began_wall_s = time.monotonic(), time.time()
     options = parse(argv)
-    signals = SignalPipe()
-    signals.install()
     from ..actors.supervisor.turn import Moment
     from ..process import logs, node
     from .launching import StartError, prepare

@@ -9,6 +9,7 @@ from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeConfig
 from ..postgres.accounts import AccountError, missing_passwd_entry, resolve_account
 from ..postgres.binaries import BinariesError, discover, reachable
+from ..process import init
 from ..process.configuration import ConfigurationError, read_bare_spec, read_config, unknown_parts_of
 from .options import Options
 
@@ -56,6 +57,7 @@ def prepare(options: Options, began: Moment, dropped_lines: Callable[[], int] = 
         read_spec=lambda: _read(options).spec,
         began=began,
         dropped_lines=dropped_lines,
+        orphans_reaped=init.reaped,
         unknown_parts=lambda: unknown_parts_of(str(settings.config_path), bare=options.config is None),
         warnings=options.warnings,
     )

@@ -70,5 +70,8 @@ APPLIED_STATEMENTS: Final = _counter(
 STOP_RUNGS: Final = _counter(
     "compute_node_postgres_stops_total", "Stops of Postgres, by the rung they reached.", "rung"
 )
+ORPHANS_REAPED: Final = _counter(
+    "compute_node_orphans_reaped_total", "Orphans that the init adopted and waited for."
+)
 
 FAMILIES: Final = tuple(value for value in list(globals().values()) if isinstance(value, Family))

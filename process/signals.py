@@ -4,7 +4,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 from typing import Final
 
 STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
@@ -17,15 +16,18 @@ class SignalPipe:
     """Where signals and other threads wake the main thread. One per process, made in the main thread."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def install(self) -> None:
-        """From here on the handled signals are data; until here the system's default counts."""
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        """From here on the handled signals are data; until here the system's default counts.
+
+        What whoever started us has blocked or ignored is undone: an ignored SIGCHLD loses exit codes.
+        """
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in HANDLED:
             signal.signal(number, _noted)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*HANDLED, signal.SIGCHLD))
 
     def uninstall(self) -> None:
         """Give the signals back to the system's default."""
@@ -36,14 +38,14 @@ class SignalPipe:
     def wake(self) -> None:
         """Make `wait` return; from any thread, never blocks."""
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
-            self._writer.send(_WAKE)
+            os.write(self._writer, _WAKE)
 
     def wait(self, timeout_s: float | None = None) -> tuple[signal.Signals, ...]:
         """Wait for a signal or a wake-up; return the signals that came, in order."""
         select.select([self._reader], [], [], timeout_s)
         data = b""
         with contextlib.suppress(BlockingIOError):
-            data = self._reader.recv(4096)
+            data = os.read(self._reader, 4096)
         return tuple(signal.Signals(number) for number in data if number != 0)
 
 

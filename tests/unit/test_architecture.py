@@ -188,6 +188,10 @@ def time_breach(name: str, path: str) -> str | None:
     return f"time comes from the kit, not from {name}" if name.endswith(NOWS) else None
 
 
+REAPER = Path("process/init.py")
+"""The one module that waits for any child: its process has no process objects."""
+
+
 def process_breaches(root: Path) -> list[str]:
     """Ways to deal with child processes that break threads or steal other people's children."""
     breaches = []
@@ -207,6 +211,10 @@ def process_breaches(root: Path) -> list[str]:
                 breaches.append(f"{where}: never a fork beside threads")
             if any(keyword.arg == "preexec_fn" for keyword in call.keywords):
                 breaches.append(f"{where}: no preexec_fn beside threads")
+            if name in {"fork", "os.fork", "os.forkpty"} and path != REAPER:
+                breaches.append(f"{where}: no fork beside threads")
+            if path == REAPER:
+                continue
             if name in {"os.wait", "os.wait3", "os.wait4"} or (
                 name.endswith("waitpid") and call.args and ast.unparse(call.args[0]) == "-1"
             ):
@@ -457,6 +465,9 @@ def test_a_house_in_order_breaks_no_rule(check: Callable[[Path], list[str]], tmp
         ),
         (process_breaches, "actors__a__actor", "import os\nos.fork()", "never a fork beside threads"),
         (process_breaches, "process__node", "os.waitpid(-1, os.WNOHANG)", "any child"),
+        (process_breaches, "process__init", "Popen(a, preexec_fn=os.setsid)", "no preexec_fn"),
+        (process_breaches, "process__node", "os.fork()", "no fork"),
+        (process_breaches, "process__deep__init", "os.waitpid(-1, os.WNOHANG)", "any child"),
         (process_breaches, "process__node", "from os import waitpid\nwaitpid(-1, 0)", "any child"),
         (process_breaches, "process__node", "os.waitid(os.P_ALL, 0, os.WEXITED)", "any child"),
         (process_breaches, "process__node", "os.wait()", "any child"),
@@ -483,6 +494,25 @@ def test_a_broken_rule_is_found(
 def test_a_new_room_needs_a_rule(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="attic is a new room: give it a rule"):
         import_breaches(planted(tmp_path, attic__x="from ..messages.base import Message"))
+
+
+def test_the_init_alone_may_wait_for_any_child(tmp_path: Path) -> None:
+    text = "import os\nos.fork()\nos.waitpid(-1, os.WNOHANG)"
+    assert process_breaches(planted(tmp_path, process__init=text)) == []
+
+
+def test_the_init_and_the_signals_are_of_the_standard_library_alone() -> None:
+    for name in ("init", "signals"):
+        tree = ast.parse((ROOT / "process" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            modules = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else ["." * node.level + (node.module or "")]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize(
