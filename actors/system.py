@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from typing_extensions import override
 
+from ..messages.failpoints import Arming
 from ..messages.lifecycle import ActorFailed, StatusChanged
 from ..messages.metrics import LOG_DROPPED, ORPHANS_REAPED
 from ..messages.settings import NodeSettings
@@ -54,6 +55,8 @@ class Launch(msgspec.Struct, frozen=True):
     """How many orphans the init has waited for so far."""
     unknown_parts: Callable[[], tuple[str, ...]] = tuple
     """Which parts of the configuration are not known; may raise."""
+    failpoints: tuple[Arming, ...] = ()
+    """What is armed from the beginning; nothing without `--dev`."""
     warnings: tuple[str, ...] = ()
 
 
@@ -84,6 +87,7 @@ class System:
         heard: Callable[[StatusChanged], None] | None,
     ) -> None:
         self.runtime = ThreadedRuntime(watcher=SUPERVISOR, abandoned=abandoned)
+        self.runtime.failpoints.configure(launch.failpoints)
         self.supervisor: Ref[SupervisorMessage] = self.runtime.ref(SUPERVISOR)
         self._dropped_lines = launch.dropped_lines
         self._orphans_reaped = launch.orphans_reaped
@@ -125,6 +129,7 @@ class System:
             version=settings.build_tag,
             refresh_metrics=self._refresh_metrics,
             now=self.runtime.clock.now,
+            failpoints=self.runtime.failpoints if settings.dev else None,
         )
 
     def _refresh_metrics(self) -> None:

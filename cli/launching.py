@@ -59,6 +59,7 @@ def prepare(options: Options, began: Moment, dropped_lines: Callable[[], int] = 
         dropped_lines=dropped_lines,
         orphans_reaped=init.reaped,
         unknown_parts=lambda: unknown_parts_of(str(settings.config_path), bare=options.config is None),
+        failpoints=options.failpoints,
         warnings=options.warnings,
     )
 

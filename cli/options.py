@@ -13,12 +13,15 @@ from urllib.parse import urlsplit
 import msgspec
 from typing_extensions import override
 
+from ..messages.failpoints import Arming, FailpointError, parse_environment
 from ..messages.settings import DEFAULT_STOP_TIMEOUT_S, SourceName
 from ..postgres.connection import parse_connstr
 
 DEFAULT_FILECACHE_CONNSTR: Final = (
     "host=localhost port=5432 dbname=postgres user=cloud_admin sslmode=disable application_name=vm-monitor"
 )
+FAILPOINTS: Final = "FAILPOINTS"
+"""The variable that arms failpoints; it is taken out of the environment."""
 LOG_FORMATS: Final = ("auto", "human", "json")
 
 _ROLE: Final = re.compile(r"[a-z_]+")
@@ -58,6 +61,7 @@ class Options(msgspec.Struct, frozen=True):
     start_timeout_s: float
     stop_timeout_s: float
     log_format: Literal["auto", "human", "json"]
+    failpoints: tuple[Arming, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -76,7 +80,16 @@ def parse(argv: Sequence[str] | None = None, *, prog: str = "compute_ctl") -> Op
         )
     _check_sources(parser, values)
     del values["control_plane_uri"]
-    return Options(**values, warnings=tuple(warnings))
+    armings: tuple[Arming, ...] = ()
+    failpoints = os.environ.pop(FAILPOINTS, None)
+    if failpoints is not None and not values["dev"]:
+        warnings.append(f"{FAILPOINTS} has no effect: failpoints work only with --dev")
+    elif failpoints is not None:
+        try:
+            armings = parse_environment(failpoints)
+        except FailpointError as error:
+            parser.error(f"{FAILPOINTS}: {error}")
+    return Options(**values, failpoints=armings, warnings=tuple(warnings))
 
 
 def _check_sources(parser: argparse.ArgumentParser, values: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from .body import decode_body, decode_query, read_body, too_large
 from .errors import ApiError, ErrorBody, escaped, lowered
 from .openapi import describe
 from .port import Node
-from .routes import configure, description, journal, metrics, probes, status, terminate
+from .routes import configure, description, failpoints, journal, metrics, probes, status, terminate
 from .table import SMALL_BODY, Answer, Call, Context, Route, Scope
 from .waiting import ClientGoneError, Waiters
 
@@ -107,7 +107,8 @@ def create_external_app(node: Node, waiters: Waiters | None = None) -> Api:
 
 def create_internal_app(node: Node, waiters: Waiters | None = None) -> Api:
     """Make the application of the internal server, which asks for no token."""
-    return _create(node, INTERNAL, None, waiters)
+    routes = INTERNAL if node.failpoints is None else (*INTERNAL, *failpoints.ROUTES)
+    return _create(node, routes, None, waiters)
 
 
 def create_apps(node: Node) -> tuple[Api, Api]:

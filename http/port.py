@@ -1,11 +1,12 @@
 """What the HTTP application may ask of the rest of the node; it knows no actor."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ..messages.base import Request
+from ..messages.failpoints import Arming
 from ..messages.metrics import Family
 from ..messages.settings import DEFAULT_STOP_TIMEOUT_S, NodeSettings
 
@@ -49,6 +50,14 @@ class MetricsPort(Protocol):
         ...
 
 
+class FailpointsPort(Protocol):
+    """The switchboard of the failpoints."""
+
+    def configure(self, armings: Iterable[Arming]) -> None:
+        """Give failpoints new actions; never blocks."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class AuthSettings:
     """Whose tokens are accepted. `required` is False only for the open API of a `dev` node on loopback."""
@@ -77,5 +86,7 @@ class Node:
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     version: str = "latest"
     refresh_metrics: Callable[[], None] = _nothing
+    failpoints: FailpointsPort | None = None
+    """None without `--dev`: then the route is not there."""
     wall: Callable[[], float] = time.time
     now: Callable[[], float] = time.monotonic

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from compute_node.cli import keys
+from compute_node.messages.failpoints import Failpoint
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 
@@ -77,6 +78,7 @@ class Node:
     runs_as: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=lambda: [sys.executable, str(ROOT / "run.py")])
     process: "subprocess.Popen[bytes] | None" = None
+    log_begins_at: int = 0
 
     @property
     def pgdata(self) -> Path:
@@ -125,8 +127,10 @@ class Node:
             config["spec"] = document
         self.config.write_text(json.dumps(config))
 
-    def start(self, *flags: str) -> "Node":
-        """Start the process and return at once."""
+    def start(self, *flags: str, failpoints: Mapping[Failpoint, str] | None = None) -> "Node":
+        """Start the process and return at once; with actions by failpoint, which count only with --dev."""
+        armed = ";".join(f"{failpoint.value}={actions}" for failpoint, actions in (failpoints or {}).items())
+        self.log_begins_at = len(self.log)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, *self.arguments(), *flags],
@@ -134,6 +138,7 @@ class Node:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                env=os.environ | ({"FAILPOINTS": armed} if armed else {}),
                 **self.runs_as,
             )
         return self
@@ -168,13 +173,21 @@ class Node:
         return keys.make_token(self.key, compute_id=COMPUTE_ID, valid_s=600)
 
     def call(
-        self, method: str, path: str, body: object = None, *, token: str | None = "", timeout_s: float = 60.0
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        token: str | None = "",
+        timeout_s: float = 60.0,
+        internal: bool = False,
     ) -> Answer:
         """Make one request; without `token` a good one goes along, with None none."""
+        base = f"http://127.0.0.1:{self.internal_port}" if internal else self.url
         data = None if body is None else json.dumps(body).encode()
         if method == "POST" and data is None:
             data = b""
-        request = urllib.request.Request(self.url + path, data=data, method=method)
+        request = urllib.request.Request(base + path, data=data, method=method)
         if body is not None:
             request.add_header("Content-Type", "application/json")
         if token is not None:
@@ -211,6 +224,22 @@ class Node:
             return seen["status"] == wanted
 
         wait_until(reached, f"status {wanted}", START_S)
+
+    # --- Failpoints
+
+    def set_failpoint(self, failpoint: Failpoint, actions: str) -> None:
+        """Give a failpoint other actions; whoever pauses there goes on."""
+        body = [{"name": failpoint.value, "actions": actions}]
+        assert self.call("POST", "/failpoints", body, token=None, internal=True).status == 200
+
+    def await_failpoint(self, failpoint: Failpoint) -> None:
+        """Wait until the process that was started last has reached a failpoint."""
+
+        def reached() -> bool:
+            assert not self.ended(), f"the node ended before {failpoint.value}:\n{self.log}"
+            return f"failpoint {failpoint.value} reached" in self.log[self.log_begins_at :]
+
+        wait_until(reached, f"failpoint {failpoint.value}", START_S)
 
     # --- Postgres
 

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from ...messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
 from ...messages.base import Message
+from ...messages.failpoints import Failpoint
 from ...messages.lifecycle import Condition, ConditionCleared, ConditionRaised
 from ...messages.metrics import CURRENT_DOWNTIME, DOWNTIME_TOTAL
 from ...messages.settings import NodeSettings
@@ -129,6 +130,7 @@ class ActivityMonitor(Actor[MonitorMessage]):
         self._connected = True
 
         def work(cancellation: Cancellation) -> Message:
+            cancellation.reach(Failpoint.OBSERVE)
             return Observed(
                 generation,
                 self._observer.observe(

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from ...messages.base import Message
 from ...messages.catalog import ApplyFailed, ApplySpec, CancelApply, SpecApplied
+from ...messages.failpoints import FailpointError
 from ...messages.metrics import APPLIED_STATEMENTS
 from ...messages.settings import NodeSettings
 from ...messages.spec import Mode
@@ -105,7 +106,7 @@ def _failed(operation: int, error: Exception) -> Applied:
     match error:
         case CancelledError():
             reason = "it was broken off because it was asked to end; applying it again goes on from there"
-        case AdministrationError():
+        case AdministrationError() | FailpointError():
             reason = str(error)
         case _:
             log.error("applying the spec failed in an unexpected way", exc_info=error)

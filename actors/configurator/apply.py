@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from ...messages.failpoints import Failpoint
+from ..kit.jobs import Cancellation
 from . import operations as op
 from .desired import Context, departing_names
 from .model import DatabaseFacts
@@ -16,7 +18,7 @@ SHOWN_FAILURES: Final = 50
 log = logging.getLogger(__name__)
 
 
-async def apply(session: Session, order: Order) -> Report:
+async def apply(session: Session, order: Order, cancellation: Cancellation) -> Report:
     """Bring the catalog to the state that the spec describes.
 
     The first step with a failure is the last one; all that the step holds is tried. What the planner
@@ -24,6 +26,7 @@ async def apply(session: Session, order: Order) -> Report:
     """
     context = Context(session.administrator, session.system_database, order.privileged_role, order.seen)
     catalog = await session.snapshot(departing_names(order.spec))
+    cancellation.reach(Failpoint.APPLY_CATALOG)
     planned = plan(catalog, order.spec, context)
     for warning in planned.warnings:
         log.warning("applying the spec: %s", warning)
@@ -31,6 +34,8 @@ async def apply(session: Session, order: Order) -> Report:
     for step in planned.steps:
         if failures := await progress.take(step, session):
             return progress.report((_summary(step, failures),))
+        cancellation.reach(Failpoint.APPLY_PHASE)
+    cancellation.reach(Failpoint.APPLY_DONE)
     return progress.report(())
 
 

@@ -16,6 +16,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import TupleRow
 from typing_extensions import override
 
+from ...messages.failpoints import Failpoint
 from ...messages.secret import MASK
 from ...postgres.connection import QUIET_OPTIONS, Target, connect, parse_connstr, run_async
 from ..kit.jobs import Cancellation
@@ -74,14 +75,14 @@ T = TypeVar("T")
 
 def apply(connstr: str, order: Order, cancellation: Cancellation) -> Report:
     """Apply a spec to the Postgres of that URL, on this thread; see `port.Administration`."""
-    return run_async(partial(_apply, parse_connstr(connstr), order), cancellation)
+    return run_async(partial(_apply, parse_connstr(connstr), order, cancellation), cancellation)
 
 
-async def _apply(target: Target, order: Order) -> Report:
-    session = PostgresSession(target, order)
+async def _apply(target: Target, order: Order, cancellation: Cancellation) -> Report:
+    session = PostgresSession(target, order, cancellation)
     try:
         async with asyncio.timeout(APPLY_LIMIT_S):
-            return await application.apply(session, order)
+            return await application.apply(session, order, cancellation)
     except TimeoutError:
         msg = (
             f"it was broken off after {APPLY_LIMIT_S:g} s: Postgres is too slow, or something holds it up; "
@@ -95,9 +96,10 @@ async def _apply(target: Target, order: Order) -> Report:
 class PostgresSession(Session):
     """An administration over real connections; all are closed by `close`."""
 
-    def __init__(self, target: Target, order: Order) -> None:
+    def __init__(self, target: Target, order: Order, cancellation: Cancellation) -> None:
         self._target = target
         self._order = order
+        self._cancellation = cancellation
         self._name = START_NAME if order.starting else RECONFIGURE_NAME
         self._maintenance: list[Connection] = []
         self._limit = 1
@@ -151,7 +153,9 @@ class PostgresSession(Session):
     async def execute(self, operations: Sequence[op.Maintaining]) -> Outcome:
         lanes = await self._lanes(operations)
         try:
-            outcomes = await _together([partial(_carry_out, connection, lane) for connection, lane in lanes])
+            outcomes = await _together(
+                [partial(_carry_out, connection, lane, self._cancellation) for connection, lane in lanes]
+            )
         except Error as error:
             phase = operations[0].phase.value
             msg = f"{phase}: the connection to Postgres was lost: {_line(error)}; applying it again goes on from there"
@@ -199,7 +203,8 @@ class PostgresSession(Session):
             if user != self.administrator:
                 reason = f"the session acts as {shown(user)} instead of {shown(self.administrator)}"
                 return _unvisited(visit, reason)
-            outcome = await _carry_out(connection, decide(visit, facts))
+            self._cancellation.reach(Failpoint.APPLY_VISIT)
+            outcome = await _carry_out(connection, decide(visit, facts), self._cancellation)
             return VisitOutcome(visit, facts.oid, outcome.done, outcome.failures)
         except _StatementError as error:
             return _unvisited(visit, str(error))
@@ -279,7 +284,9 @@ class _Refused(msgspec.Struct, frozen=True):
     text: str
 
 
-async def _carry_out(connection: Connection, operations: Iterable[op.AnyOperation]) -> Outcome:
+async def _carry_out(
+    connection: Connection, operations: Iterable[op.AnyOperation], cancellation: Cancellation
+) -> Outcome:
     """Run all operations; what another session may have disturbed is tried again. Raises psycopg.Error."""
     pending = [unit for key, group in groupby(operations, key=_joint) for unit in _units(key, group)]
     done = 0
@@ -293,7 +300,7 @@ async def _carry_out(connection: Connection, operations: Iterable[op.AnyOperatio
             ]
             for unit in pending
         ]
-        answers = await _converse(connection, rendered)
+        answers = await _send(connection, rendered, cancellation)
         refused = [
             (unit, bad) for unit, results in zip(pending, answers, strict=True) if (bad := _refusal(results))
         ]
@@ -310,6 +317,19 @@ async def _carry_out(connection: Connection, operations: Iterable[op.AnyOperatio
         if not pending:
             break
     return Outcome(done, tuple(failures))
+
+
+async def _send(
+    connection: Connection, units: Sequence[Sequence[Question]], cancellation: Cancellation
+) -> list[list[PGresult]]:
+    """Send all units at once; one by one while somebody wants to look in between."""
+    if not cancellation.is_armed(Failpoint.APPLY_STATEMENT):
+        return await _converse(connection, units)
+    answers = []
+    for unit in units:
+        cancellation.reach(Failpoint.APPLY_STATEMENT)
+        answers += await _converse(connection, [unit])
+    return answers
 
 
 def _unvisited(visit: Visit, reason: str) -> VisitOutcome:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from typing_extensions import override
 
+from ...messages.failpoints import Failpoint
 from ...messages.metrics import QUEUE_WARNINGS, Family
 from ...messages.settings import NodeSettings
 from ..kit.jobs import Cancellation
@@ -57,7 +58,7 @@ class WaitressServers(Servers):
             log.info("Launching the internal server")
             internal = sockets.listen_on_loopback(INTERNAL, self._settings.internal_http_port)
             _close_later(stack, internal)
-            cancellation.check()
+            cancellation.reach(Failpoint.HTTP_BOUND)
             self._make(external, internal)
             stack.pop_all()
         _announce(EXTERNAL, external)
@@ -68,6 +69,7 @@ class WaitressServers(Servers):
     def serve(self, server: str, cancellation: Cancellation) -> None:
         web = self._servers[server]
         cancellation.on_request(partial(web.stop, 0.0))
+        cancellation.reach(Failpoint.HTTP_SERVING, cancellable=False)
         web.serve()
 
     @override

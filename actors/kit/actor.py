@@ -26,6 +26,7 @@ from ...messages.base import (
 )
 from ...messages.lifecycle import JournalEntry
 from .clock import Clock
+from .failpoints import Failpoints
 from .jobs import Job, OnFailure, Work
 from .metrics import Metrics
 
@@ -193,6 +194,7 @@ class Services(Protocol):
 
     clock: Clock
     metrics: Metrics
+    failpoints: Failpoints
     timers: Timers
 
     def reply(self, request: Request[R], value: R) -> None:
@@ -272,6 +274,6 @@ class Actor(abc.ABC, Generic[M]):
 
         Raises RuntimeError in an actor that has no threads for jobs.
         """
-        job = Job(name, work, failed, self.clock)
+        job = Job(name, work, failed, self.clock, self._services.failpoints)
         self._services.start_job(job)
         return job

@@ -13,6 +13,7 @@ from ...messages.lifecycle import JournalEntry
 from ...messages.metrics import ACTOR_FAILURES, SLOW_HANDLERS
 from .actor import Actor, Envelope, Guard, Post, Ref, Replier, Services, Timers
 from .clock import Clock
+from .failpoints import Failpoints
 from .jobs import Blocked, Job, JobCrashed, describe
 from .journal import Journal
 from .metrics import Metrics
@@ -35,6 +36,7 @@ class Host(Post, Protocol):
 
     clock: Clock
     metrics: Metrics
+    failpoints: Failpoints
     journal: Journal
 
     def run_job(self, name: str, job: Job) -> None:
@@ -63,6 +65,7 @@ class Cell(Services, Generic[M]):
         self.name = name
         self.clock = host.clock
         self.metrics = host.metrics
+        self.failpoints = host.failpoints
         self.timers: Timers = _CellTimers(host, name, self)
         self.max_jobs = actor.max_jobs
         self.dead: str | None = None

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import final
 
 from ...messages.base import Message
+from ...messages.failpoints import Failpoint
 from .clock import Clock, SystemClock
+from .failpoints import NONE_ARMED, Failpoints
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,9 @@ class Blocked(BaseException):
 class Cancellation:
     """How a job learns that its outcome is no longer wanted, and what time it is; it must end within a second."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, failpoints: Failpoints = NONE_ARMED) -> None:
         self._clock = clock or SystemClock()
+        self._failpoints = failpoints
         self._event = threading.Event()
         self._lock = threading.RLock()  # held while callbacks run: none of them outlives its job
         self._callbacks: list[Callable[[], None]] = []
@@ -45,6 +48,26 @@ class Cancellation:
         if self._event.is_set():
             msg = "cancelled"
             raise CancelledError(msg)
+
+    def reach(self, failpoint: Failpoint, *, cancellable: bool = True) -> None:
+        """Say that the job is at this step: `check`, and whatever a test wants to happen here.
+
+        With `cancellable` False the job cannot end here: a request to end only ends a pause. Raises what
+        `check` raises, and what Failpoints.act raises where the step is armed.
+        """
+        if cancellable:
+            self.check()
+        if self._failpoints.is_armed(failpoint):
+            try:
+                self._failpoints.act(failpoint, self)
+                self.check()
+            except CancelledError:
+                if cancellable:
+                    raise
+
+    def is_armed(self, failpoint: Failpoint) -> bool:
+        """Whether `reach` would do more than check."""
+        return self._failpoints.is_armed(failpoint)
 
     def wait(self, seconds: float) -> None:
         """Wait that long; raises CancelledError as soon as the job is asked to end."""
@@ -91,9 +114,16 @@ class Job:
     death of the actor, and a cancellation is silent. What is no Exception (SystemExit) is always that death.
     """
 
-    def __init__(self, name: str, work: Work, failed: OnFailure | None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        work: Work,
+        failed: OnFailure | None,
+        clock: Clock | None = None,
+        failpoints: Failpoints = NONE_ARMED,
+    ) -> None:
         self.name = name
-        self.cancellation = Cancellation(clock)
+        self.cancellation = Cancellation(clock, failpoints)
         self._work = work
         self._failed = failed
 

@@ -13,10 +13,12 @@ from typing import Any, Final, TypeVar
 from typing_extensions import override
 
 from ...messages.base import Message, Request
+from ...messages.failpoints import Action, Failpoint
 from ...messages.lifecycle import ActorFailed
 from .actor import Actor, Envelope, Pending, Ref
 from .cell import ActorStartError, Cell, Host
 from .clock import Clock
+from .failpoints import Armed, Failpoints, Interruptible
 from .jobs import Blocked, Job
 from .journal import Journal
 from .metrics import Metrics
@@ -51,6 +53,23 @@ class SimulatedClock(Clock):
         self._now = max(self._now, now)
 
 
+class SimulatedFailpoints(Failpoints):
+    """Nobody waits on the one thread: who pauses is Blocked, and while somebody sleeps time jumps."""
+
+    def __init__(self, clock: SimulatedClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    @override
+    def _pause(self, armed: Armed, action: Action, failpoint: Failpoint, job: Interruptible) -> None:
+        armed.give_back(action)
+        raise Blocked
+
+    @override
+    def _sleep(self, seconds: float, job: Interruptible) -> None:
+        self._clock.move_to(self._clock.now() + seconds)
+
+
 class SimulatedRuntime(Host):
     """Runs actors one message at a time; `trace` tells what was picked, in order."""
 
@@ -58,6 +77,7 @@ class SimulatedRuntime(Host):
         self.random = random.Random(seed)  # noqa: S311 - a seeded choice is what is wanted
         self.clock = SimulatedClock()
         self.metrics = Metrics()
+        self.failpoints = SimulatedFailpoints(self.clock)
         self.journal = Journal()
         self.trace: list[str] = []
         self.abandoned: list[ActorFailed] = []

@@ -21,6 +21,7 @@ from ...messages.metrics import MAILBOX_DEPTH
 from .actor import Actor, Envelope, Ref
 from .cell import ActorStartError, Cell, Host
 from .clock import TICK_S, AwakeClock
+from .failpoints import Failpoints
 from .jobs import Job
 from .journal import Journal
 from .metrics import Metrics
@@ -144,6 +145,7 @@ class ThreadedRuntime(Host):
     def __init__(self, *, watcher: str, abandoned: Callable[[ActorFailed], None]) -> None:
         self.clock = AwakeClock()
         self.metrics = Metrics()
+        self.failpoints = Failpoints()
         self.journal = Journal()
         self._watcher = watcher
         self._abandoned = abandoned

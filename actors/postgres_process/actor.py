@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 from typing_extensions import override
 
 from ...messages.base import Message
+from ...messages.failpoints import FailpointError
 from ...messages.lifecycle import EXIT_FAILED
 from ...messages.postgres import (
     CheckConfiguration,
@@ -163,7 +164,7 @@ def _text(error: Exception) -> str:
     """Say what went wrong: our own errors speak for themselves, others are named."""
     if isinstance(error, CancelledError):
         return CANCELLED
-    return str(error) if isinstance(error, PostgresError) else describe(error)
+    return str(error) if isinstance(error, (PostgresError, FailpointError)) else describe(error)
 
 
 def _not_inspected(error: Exception) -> Message:

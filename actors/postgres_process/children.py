@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ...messages.failpoints import Failpoint
 from ...postgres.accounts import Account
 from ..kit.jobs import Cancellation
 from .port import PostgresError
@@ -65,11 +66,12 @@ def run(
     cwd: str,
     timeout_s: float,
     cancellation: Cancellation,
+    step: Failpoint | None = None,
 ) -> Result:
     """Run a program in its own session and return when it and all it started have ended.
 
-    On a cancellation or time-out its whole group is killed. Raises CancelledError, or PostgresError when it
-    cannot be started or takes too long.
+    On a cancellation or time-out its whole group is killed. `step` is reached once it has been started.
+    Raises CancelledError, or PostgresError when it cannot be started or takes too long.
     """
     cancellation.check()
     wake = Wake(cancellation)
@@ -90,10 +92,15 @@ def run(
             msg = f"{command[0]} cannot be run: {error.strerror or error}"
             raise PostgresError(msg) from error
         with process:
-            finished, output = _read(process, wake, timeout_s, cancellation.now)
+            try:
+                if step is not None:
+                    cancellation.reach(step)
+                finished, output = _read(process, wake, timeout_s, cancellation.now)
+            except BaseException:
+                _kill(process)
+                raise
             if not finished:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill(process)
                 _, rest = _read(process, None, _AFTER_KILL_S, cancellation.now)
                 output += rest
             code = process.wait()
@@ -105,6 +112,11 @@ def run(
         return Result(code, text)
     finally:
         wake.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(

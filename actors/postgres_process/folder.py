@@ -13,7 +13,9 @@ from typing import Final
 
 import msgspec
 
+from ...messages.failpoints import Failpoint
 from ...postgres.accounts import Account
+from ..kit.jobs import Cancellation
 from .pgdata import (
     BUILDING,
     MARKER,
@@ -269,10 +271,10 @@ def tablespaces(path: str) -> tuple[str, ...]:
 # --- Placing ---------------------------------------------------------------------------------------------
 
 
-def recover(paths: Paths, plan: Recovery) -> None:
+def recover(paths: Paths, plan: Recovery, cancellation: Cancellation) -> None:
     """Carry out what `pgdata.recovery` found to be left of an earlier start."""
     if plan.move_forward and paths.is_mount:
-        _move_up(paths)
+        _move_up(paths, cancellation)
     elif plan.move_forward:
         _rename(paths.built, paths.pgdata)
     elif plan.move_back and paths.is_mount:
@@ -283,17 +285,20 @@ def recover(paths: Paths, plan: Recovery) -> None:
         remove(path)
 
 
-def place(paths: Paths, *, aside: str | None = None) -> None:
+def place(paths: Paths, cancellation: Cancellation, *, aside: str | None = None) -> None:
     """Put the complete new folder in the place of whatever is there, which goes to `aside` or is deleted.
 
-    Only for what the judgement allowed. After a crash at any step `recovery` finishes or undoes it.
+    Only for what the judgement allowed. It is not broken off; after a crash at any step `recovery` finishes
+    or undoes it.
     """
     if paths.is_mount:
-        _move_up(paths)
+        _move_up(paths, cancellation)
     else:
         if os.path.lexists(paths.pgdata):
             _rename(paths.pgdata, aside or paths.old)
+            cancellation.reach(Failpoint.PLACE_AWAY, cancellable=False)
         _rename(paths.built, paths.pgdata)
+    cancellation.reach(Failpoint.PLACE_MOVED, cancellable=False)
     for path in (paths.old, paths.building):
         remove(path)
 
@@ -303,13 +308,14 @@ def _rename(source: str, target: str) -> None:
     sync_folder(str(Path(target).parent))
 
 
-def _move_up(paths: Paths) -> None:
+def _move_up(paths: Paths, cancellation: Cancellation) -> None:
     """In a mount point: move the old entries down, then the new ones up; each half may be begun again."""
     placing, old = Path(paths.placing), Path(paths.old)
     if not placing.exists():
         if {entry.name for entry in Path(paths.pgdata).iterdir()} - (OWN_NAMES - {MARKER}):
             old.mkdir(MODE, exist_ok=True)
             _move_entries(paths.pgdata, paths.old, marker_first=True)
+            cancellation.reach(Failpoint.PLACE_AWAY, cancellable=False)
         _rename(paths.built, paths.placing)
     with contextlib.suppress(FileNotFoundError):
         (placing / TOKEN).replace(f"{paths.pgdata}/{TOKEN}")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ...messages.failpoints import Failpoint
 from ...postgres.accounts import Account
 from ...postgres.conf import ConfText
 from ...postgres.connection import Target, connect, run_async
@@ -57,7 +58,7 @@ def install(
         reload()
 
     try:
-        return run_async(lambda: _install(conf, path, target, account, load), cancellation)
+        return run_async(lambda: _install(conf, path, target, account, load, cancellation), cancellation)
     except BaseException as error:
         write_file(path, last_good, account=account)
         if loaded:
@@ -70,21 +71,29 @@ def install(
 
 
 async def _install(
-    conf: ConfText, path: str, target: Target, account: Account | None, load: Callable[[], None]
+    conf: ConfText,
+    path: str,
+    target: Target,
+    account: Account | None,
+    load: Callable[[], None],
+    cancellation: Cancellation,
 ) -> tuple[str, ...]:
     connection = await connect(target, application_name=APPLICATION)
     async with connection:
         before = (await _rows(connection, LOAD_TIME))[0][0]
         write_file(path, conf.text.encode(), account=account)
+        cancellation.reach(Failpoint.INSTALL_WRITTEN)
         refused = await _rows(connection, REFUSED_ROWS)
     if refused:
         raise PostgresError(_explain(refused, conf, path))
     load()
+    cancellation.reach(Failpoint.INSTALL_RELOADED)
     deadline = _now() + VERIFY_S
     while True:
         # A new connection: the postmaster's own state is what later sessions, and only they, inherit.
         async with await connect(target, application_name=APPLICATION) as fresh:
             if (await _rows(fresh, LOAD_TIME))[0][0] > before:
+                cancellation.reach(Failpoint.INSTALL_VERIFIED)
                 return tuple(row[0] for row in await _rows(fresh, PENDING_ROWS))
         if _now() > deadline:
             msg = (

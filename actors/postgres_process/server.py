@@ -9,6 +9,7 @@ from typing import Final
 
 from typing_extensions import override
 
+from ...messages.failpoints import Failpoint
 from ...messages.lifecycle import EXIT_FAILED
 from ...messages.postgres import PgdataKind, StopRung
 from ...messages.settings import NodeSettings, SourceName
@@ -114,6 +115,7 @@ class Server(Port):
         self._require_parent()
         self._paths = folder.Paths(self._pgdata, folder.is_mount(self._pgdata))
         self._lock.take(self._paths, self._settings.compute_id, cancellation)
+        cancellation.reach(Failpoint.INSPECT_LOCKED)
         place = folder.look(self._paths)
         judgement = self._judge(place)
         if isinstance(judgement, SetAside):
@@ -124,12 +126,14 @@ class Server(Port):
             orphans.end(
                 (self._pgdata, self._paths.built, self._paths.building, self._paths.old), cancellation
             )
+            cancellation.reach(Failpoint.INSPECT_CLEARED)
             plan = recovery(place, self._wish)
             if plan.move_forward or plan.move_back:
                 log.warning(
                     "an earlier start was interrupted while it renamed %s: finishing that", self._pgdata
                 )
-            folder.recover(self._paths, plan)
+            folder.recover(self._paths, plan, cancellation)
+            cancellation.reach(Failpoint.INSPECT_RECOVERED)
             judgement = self._judge(folder.look(self._paths))
         elif orphans.working_in((self._pgdata,)):
             self._refuse_live()
@@ -224,6 +228,7 @@ class Server(Port):
             for name, text in texts.items():
                 content = text.encode(errors="surrogateescape")
                 folder.write_file(f"{scratch}/{name}", content, account=self._account)
+            cancellation.reach(Failpoint.CHECK_WRITTEN)
             result = children.run(
                 [
                     self._binaries.postgres,
@@ -241,6 +246,7 @@ class Server(Port):
             )
         finally:
             folder.remove(scratch)
+        cancellation.reach(Failpoint.CHECK_ASKED)
         if result.code != 0:
             raise PostgresError(checking.explain(result.output, conf, scratch, self._pgdata))
 
@@ -286,6 +292,7 @@ class Server(Port):
         if self._account is None and (problem := missing_passwd_entry()) is not None:
             raise PostgresError(problem)
         self._require_space()
+        cancellation.reach(Failpoint.PREPARE_BEGUN)
         paths, seal = self._paths, self._seal()
         self._built = True
         try:
@@ -296,15 +303,16 @@ class Server(Port):
             folder.make_folder(paths.building, self._account)
             if not paths.is_mount:
                 folder.seal(paths.building, TOKEN, seal, self._account)
-            cancellation.check()
+            cancellation.reach(Failpoint.PREPARE_TOKEN)
             try:
                 self._source().build(paths.built, spec, cancellation)
             except SourceError as error:
                 raise PostgresError(str(error)) from error
             folder.seal(paths.built, TOKEN, seal, self._account)
-            cancellation.check()
+            cancellation.reach(Failpoint.PREPARE_UNSEALED)
             folder.seal(paths.built, MARKER, seal, self._account)
             folder.sync_folder(paths.building)
+            cancellation.reach(Failpoint.PREPARE_SEALED)
         except BaseException:
             self._discard_built()
             raise
@@ -350,9 +358,11 @@ class Server(Port):
         conf = self._render(spec, cancellation)
         if isinstance(self._judgement, Usable):
             orphans.end((self._pgdata,), cancellation)
-        cancellation.check()
-        self._put_in_place()
-        self._write_files(conf)
+        cancellation.reach(Failpoint.LAUNCH_CLEARED)
+        self._put_in_place(cancellation)
+        cancellation.reach(Failpoint.LAUNCH_PLACED)
+        self._write_files(conf, cancellation)
+        cancellation.reach(Failpoint.FILES_WRITTEN)
         recovering = self._keeps and not _was_shut_down(self._pgdata)
         writer = self._pump.open(PUMP_PATIENCE_S)
         if writer is None:
@@ -372,9 +382,10 @@ class Server(Port):
         finally:
             os.close(writer)
         self._sink.started(self._postmaster.pid)
+        cancellation.reach(Failpoint.LAUNCHED, cancellable=False)
         return Launch(self._postmaster.pid, recovering)
 
-    def _put_in_place(self) -> None:
+    def _put_in_place(self, cancellation: Cancellation) -> None:
         paths = self._paths
         if self._keeps:
             if isinstance(self._judgement, Usable) and self._judgement.claim:
@@ -390,13 +401,14 @@ class Server(Port):
             log.warning("%s is renamed to %s", paths.pgdata, aside)
         elif left := folder.tablespaces(paths.pgdata):
             log.warning("the tablespaces of the PGDATA that is replaced stay behind: %s", ", ".join(left))
-        folder.place(paths, aside=aside)
+        folder.place(paths, cancellation, aside=aside)
         self._built = False
         self._keeps = True
 
-    def _write_files(self, conf: ConfText) -> None:
+    def _write_files(self, conf: ConfText, cancellation: Cancellation) -> None:
         pgdata, account = self._pgdata, self._account
         folder.write_file(f"{pgdata}/postgresql.conf", conf.text.encode(), account=account)
+        cancellation.reach(Failpoint.FILES_CONF)
         # Empty: a crash may have left the limit lifted, and Postgres logs it when the file is not there.
         folder.write_file(f"{pgdata}/{OVERRIDE_FILE}", b"", account=account)
         hba = Path(pgdata, "pg_hba.conf")
@@ -416,15 +428,18 @@ class Server(Port):
     def await_ready(self, limit_s: float | None, cancellation: Cancellation) -> bool:
         postmaster = self._running()
         has_exited = postmaster.exited.is_set
+        cancellation.reach(Failpoint.AWAIT_READY)
         if not readiness.wait(self._pgdata, postmaster.pid, has_exited, limit_s, cancellation):
             return False
         self._segments |= segments.mapped_by((postmaster.pid,))
+        cancellation.reach(Failpoint.READY_SEEN)
         return True
 
     @override
     def await_exit(self, cancellation: Cancellation) -> str:
         code = self._running().wait(cancellation)
         self._sink.ended()
+        cancellation.reach(Failpoint.EXIT_SEEN, cancellable=False)
         self._pump.ended.wait(LAST_WORDS_S)
         state = read_state(self._pgdata)
         how = (
@@ -456,6 +471,7 @@ class Server(Port):
 
     @override
     def kill(self, cancellation: Cancellation) -> None:
+        cancellation.reach(Failpoint.KILL_BEGUN)
         self._segments |= segments.mapped_by(orphans.working_in((self._pgdata,)))
         self.signal(StopRung.KILL)
         orphans.end((self._pgdata,), cancellation, ladder=KILL)
@@ -464,10 +480,12 @@ class Server(Port):
     def tidy(self, cancellation: Cancellation) -> None:
         if not self._lock.held or self._judgement is None:
             return
+        cancellation.reach(Failpoint.TIDY_BEGUN)
         if self._postmaster is not None:
             self._segments |= segments.mapped_by(orphans.working_in((self._pgdata,)))
             orphans.end((self._pgdata,), cancellation, ladder=SWEEP)
             segments.remove_unused(self._segments)
+        cancellation.reach(Failpoint.TIDY_SWEPT)
         self._discard_built()
         if self._shared_memory is not None:
             unlink_shared_memory(self._pgdata, self._shared_memory, self._account)

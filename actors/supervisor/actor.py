@@ -9,6 +9,7 @@ from typing_extensions import override
 from ...messages.activity import ActivityObserved
 from ...messages.base import Message, Request
 from ...messages.catalog import ApplyFailed, SpecApplied
+from ...messages.failpoints import Failpoint
 from ...messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -207,7 +208,8 @@ class Supervisor(Actor[SupervisorMessage]):
         if guard is not None:
             guard.cancel()
 
-    def _reread(self, _: Cancellation) -> ConfigurationReread:
+    def _reread(self, cancellation: Cancellation) -> ConfigurationReread:
+        cancellation.reach(Failpoint.REREAD)
         return ConfigurationReread(spec=self._read_spec())
 
     def _show(self) -> None:

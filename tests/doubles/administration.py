@@ -73,7 +73,7 @@ class FakeAdministration(Administration):
         if self.held:
             raise Blocked
         self.orders.append(order)
-        return finish(apply(FakeSession(self), order))
+        return finish(apply(FakeSession(self), order, cancellation))
 
     def run(self, operation: op.AnyOperation) -> str | None:
         """Change the world, or say why Postgres would not."""

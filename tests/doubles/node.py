@@ -11,7 +11,7 @@ from compute_node.actors.kit.actor import Pending
 from compute_node.actors.kit.metrics import Metrics
 from compute_node.http.app import Api
 from compute_node.http.openapi import responses
-from compute_node.http.port import AuthSettings, Node
+from compute_node.http.port import AuthSettings, FailpointsPort, Node
 from compute_node.messages.base import Request
 from compute_node.messages.lifecycle import NodeStatus, Status
 
@@ -86,6 +86,7 @@ def node(
     required: bool = True,
     wall: Callable[[], float] = lambda: NOW_S,
     refresh: Callable[[], None] = lambda: None,
+    failpoints: FailpointsPort | None = None,
 ) -> Node:
     return Node(
         supervisor=supervisor,
@@ -93,6 +94,7 @@ def node(
         auth=AuthSettings(COMPUTE_ID, keys, required=required),
         stop_timeout_s=25.0,
         refresh_metrics=refresh,
+        failpoints=failpoints,
         wall=wall,
     )
 

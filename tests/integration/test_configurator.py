@@ -696,14 +696,16 @@ def test_cut_between_any_two_statements_and_applied_again_it_reaches_the_same_ca
     normal = executor._carry_out
     left = 0
 
-    async def cutting(connection: executor.Connection, operations: Sequence[op.AnyOperation]) -> Outcome:
+    async def cutting(
+        connection: executor.Connection, operations: Sequence[op.AnyOperation], cancellation: Cancellation
+    ) -> Outcome:
         nonlocal left
         if left < len(operations):
-            await normal(connection, operations[:left])
+            await normal(connection, operations[:left], cancellation)
             left = 0
             raise CutError
         left -= len(operations)
-        return await normal(connection, operations)
+        return await normal(connection, operations, cancellation)
 
     def before_and_after(p: str) -> tuple[ComputeSpec, ComputeSpec]:
         return (
@@ -796,7 +798,9 @@ def test_the_sessions_are_what_they_are_meant_to_be(binaries15: Binaries, cluste
     asked = ("neon.forward_ddl", "search_path", "lock_timeout", "log_statement", "role", "application_name")
 
     async def look() -> list[str]:
-        opened = executor.PostgresSession(postgres.target, Order(spec(), False, "neon_superuser"))
+        opened = executor.PostgresSession(
+            postgres.target, Order(spec(), False, "neon_superuser"), Cancellation()
+        )
         try:
             await opened.snapshot(frozenset())
             questions = [(b"SELECT current_setting($1)", (name.encode(),)) for name in asked]

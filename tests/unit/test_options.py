@@ -1,9 +1,11 @@
 """The drop-in command line: every flag of the counterpart, its validation, and what is not built yet."""
 
+import os
 from collections.abc import Sequence
 
 import pytest
 from compute_node.cli.options import Options, parse
+from compute_node.messages.failpoints import Action, Arming, Deed, Failpoint
 from compute_node.messages.settings import SourceName
 
 MINIMAL = (
@@ -22,6 +24,7 @@ MINIMAL = (
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POSTGRES_PATH", raising=False)
     monkeypatch.delenv("AUTOSCALING", raising=False)
+    monkeypatch.delenv("FAILPOINTS", raising=False)
 
 
 def refused(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -159,6 +162,27 @@ def test_a_flag_whose_feature_is_not_built_is_warned_about_by_name(flag: str, va
 def test_autoscaling_in_the_environment_is_warned_about_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOSCALING", "")
     assert "AUTOSCALING" in parse(MINIMAL).warnings[0]
+
+
+def test_failpoints_are_taken_out_of_the_environment_and_work_only_with_dev(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    armed = Arming(Failpoint.LAUNCHED, (Action(Deed.PAUSE),))
+    for flags, failpoints, warnings in (
+        (("--dev",), (armed,), ()),
+        ((), (), ("FAILPOINTS has no effect: failpoints work only with --dev",)),
+    ):
+        monkeypatch.setenv("FAILPOINTS", "launched=pause")
+        options = parse([*MINIMAL, *flags])
+        assert (options.failpoints, options.warnings) == (failpoints, warnings)
+        assert "FAILPOINTS" not in os.environ
+
+
+def test_failpoints_that_nobody_understands_are_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAILPOINTS", "no-such-step=pause")
+    assert "FAILPOINTS: there is no failpoint `no-such-step`" in refused([*MINIMAL, "--dev"], capsys)
 
 
 def test_the_environment_gives_the_postgres_program_and_the_flag_wins(

@@ -7,6 +7,7 @@ from typing import Final
 
 from typing_extensions import override
 
+from ....messages.failpoints import Failpoint
 from ....messages.settings import SourceName
 from ....messages.spec import ComputeSpec
 from ....postgres.accounts import Account
@@ -58,12 +59,14 @@ class InitdbSource(Source):
                 cwd=str(Path(target).parent),
                 timeout_s=TIMEOUT_S,
                 cancellation=cancellation,
+                step=Failpoint.INITDB_RUNNING,
             )
         except PostgresError as error:
             msg = f"no new cluster could be made: {error}"
             raise SourceError(msg) from error
         if result.code != 0:
             raise SourceError(self._explain(result.code, result.output))
+        cancellation.reach(Failpoint.INITDB_DONE)
 
     def _explain(self, code: int, output: str) -> str:
         lines = [line for line in output.splitlines() if re.search(r"error:|FATAL|PANIC|hint:|detail:", line)]

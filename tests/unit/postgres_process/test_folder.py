@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.postgres_process import folder
 from compute_node.actors.postgres_process.folder import Paths, look, place, recover, remove, write_file
 from compute_node.actors.postgres_process.pgdata import (
@@ -67,7 +68,7 @@ def kind(paths: Paths, **changes: bool) -> PgdataKind:
 
 def test_a_built_folder_is_placed_where_nothing_was(paths: Paths) -> None:
     build(paths, "new")
-    place(paths)
+    place(paths, Cancellation())
     assert content(paths) == "new"
     assert kind(paths) is PgdataKind.OURS_COMPLETE
     assert not Path(paths.building).exists()
@@ -76,7 +77,7 @@ def test_a_built_folder_is_placed_where_nothing_was(paths: Paths) -> None:
 def test_a_built_folder_replaces_the_old_one_wholly(paths: Paths) -> None:
     a_cluster_at(paths.pgdata, paths, "old")
     build(paths, "new")
-    place(paths)
+    place(paths, Cancellation())
     assert content(paths) == "new"
     names = {path.name for path in Path(paths.pgdata).iterdir()}
     assert names == {TOKEN, MARKER, "PG_VERSION", "base", "only_new"}
@@ -88,7 +89,7 @@ def test_a_foreign_folder_is_renamed_aside_with_all_it_holds(tmp_path: Path) -> 
     Path(paths.pgdata).mkdir()
     (Path(paths.pgdata) / "letter.txt").write_text("dear")
     build(paths, "new")
-    place(paths, aside=paths.aside(1))
+    place(paths, Cancellation(), aside=paths.aside(1))
     assert content(paths) == "new"
     assert (tmp_path / "pgdata.aside-1" / "letter.txt").read_text() == "dear"
     assert look(paths).asides == (1,)
@@ -151,9 +152,11 @@ def test_after_a_crash_at_any_step_of_placing_there_is_the_old_data_or_the_new_n
         if data_before is not None:
             a_cluster_at(paths.pgdata, paths, data_before)
         build(paths, "new")
-        crashed = crashes_in(lambda: place(paths), countdown, steps)
+        crashed = crashes_in(lambda: place(paths, Cancellation()), countdown, steps)
         for again in (0, 1, 1_000_000):  # the recovery may be interrupted as well
-            crashes_in(lambda: recover(paths, recovery(look(paths), wish(paths))), countdown, again)
+            crashes_in(
+                lambda: recover(paths, recovery(look(paths), wish(paths)), Cancellation()), countdown, again
+            )
         found = content(paths) if kind(paths) is PgdataKind.OURS_COMPLETE else None
         assert found in {data_before, "new"}, steps
         if found is not None:
