@@ -4,6 +4,7 @@ To add routes: one file in `routes/`, one line in a table here.
 """
 
 import logging
+import random
 import re
 import time
 import uuid
@@ -284,13 +285,20 @@ def _track(request: falcon.Request) -> _Track:
     track: _Track | None = request.env.get(_TRACK_KEY)
     if track is None:
         given = request.get_header(REQUEST_ID)
-        request_id = given if given and _VISIBLE.fullmatch(given) else str(uuid.uuid4())
+        request_id = given if given and _VISIBLE.fullmatch(given) else _new_id()
         track = request.env[_TRACK_KEY] = _Track(request_id, time.monotonic())
     return track
 
 
+def _new_id() -> str:
+    """Make a random UUID without a system call, which would let go of the interpreter at each request."""
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
+
+
 def _shown(text: str) -> str:
     """Put a client's text into a form that is fit for one line of a log."""
+    if len(text) <= SHOWN and text.isascii() and text.isprintable() and "\\" not in text:
+        return text
     return text[:SHOWN].encode("unicode_escape").decode("ascii")
 
 

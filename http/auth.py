@@ -133,21 +133,23 @@ class Authenticator:
 
     def _verify(self, token: str) -> Claims:
         fingerprint = hashlib.sha256(token.encode()).digest()
-        with self._lock:
-            claims = self._verified.get(fingerprint)
-            if claims is not None:
-                self._verified.move_to_end(fingerprint)
+        claims = self._verified.get(fingerprint)
+        known = claims is not None
         if claims is None:
             claims = self._read(token)
-        if claims.exp is not None and claims.exp < self._wall() - LEEWAY_S:
-            with self._lock:
+        expired = claims.exp is not None and claims.exp < self._wall() - LEEWAY_S
+        if known and not expired:
+            return claims
+        with self._lock:
+            if expired:
                 self._verified.pop(fingerprint, None)
+            else:
+                self._verified[fingerprint] = claims
+                while len(self._verified) > MAX_VERIFIED:
+                    self._verified.popitem(last=False)
+        if expired:
             msg = "it has expired"
             raise _RefusedError(msg)
-        with self._lock:
-            self._verified[fingerprint] = claims
-            while len(self._verified) > MAX_VERIFIED:
-                self._verified.popitem(last=False)
         return claims
 
     def _read(self, token: str) -> Claims:

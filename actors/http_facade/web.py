@@ -42,6 +42,8 @@ LOOP_S: Final = 1
 DRAIN_LOOP_S: Final = 0.05
 LAST_ANSWERS_S: Final = 1.0
 """How long threads whose clients have been cut off may take to notice."""
+JOINED: Final = 64 * 1024
+"""A body of at most this size is sent with its head in one piece."""
 CHUNK_SLACK: Final = 256 * 1024
 """Waitress counts the sizes between chunks as body; the application counts exactly."""
 PLAIN_FAULT: Final = b'{"error":"internal error"}'
@@ -207,6 +209,9 @@ class _Listener(TcpWSGIServer):
 
     @override
     def pull_trigger(self) -> None:
+        channel: _Channel | None = getattr(_served, "channel", None)
+        if channel is not None and channel.at_rest:
+            return  # waking the loop after each answer would cost as much as the answer
         # A thread may come here after the end: the descriptor could belong to somebody else by then.
         with self._trigger_lock:
             if self._trigger_open:
@@ -258,6 +263,19 @@ class _DrainingTask(WSGITask):
             self.set_close_on_finish()
         return super().build_response_header()
 
+    @override
+    def write(self, data: bytes) -> None:
+        """Send the head and what follows it in one piece: each piece is a system call and a packet."""
+        if self.complete and not self.wrote_header:
+            head = self.build_response_header()
+            self.wrote_header = True
+            if self.has_body and len(data) == self.content_length and len(data) <= JOINED:
+                self.content_bytes_written = len(data)
+                self.channel.write_soon(head + data)
+                return
+            self.channel.write_soon(head)
+        super().write(data)
+
 
 class _RefusalTask(_DrainingTask):
     """Lets the application answer a request that was not read to its end."""
@@ -290,6 +308,10 @@ _UNREAD: Final = {"command": "GET", "path": "/", "request_uri": "/", "query": ""
 """What stands in for a request line that could not be read."""
 
 
+_served: Final = threading.local()
+"""The channel that this thread is answering on."""
+
+
 class _Channel(HTTPChannel):
     """One connection.
 
@@ -301,6 +323,7 @@ class _Channel(HTTPChannel):
     task_class = _DrainingTask
     error_task_class = _RefusalTask  # type: ignore[assignment] # any Task will do
 
+    _watched = False
     _client_done = False
     _refused_body = False
     _lingering = False
@@ -314,6 +337,12 @@ class _Channel(HTTPChannel):
 
     @override
     def readable(self) -> bool:
+        # Cleared first, so that a thread that changes the state meanwhile sees that it has to wake the loop.
+        self._watched = False
+        self._watched = wanted = self._wants_to_read()
+        return wanted
+
+    def _wants_to_read(self) -> bool:
         if self._lingering:
             return True
         return super().readable() and not (self._client_done and bool(self.requests))
@@ -385,7 +414,16 @@ class _Channel(HTTPChannel):
     @override
     def service(self) -> None:
         self._refused_body = isinstance(self.requests[0].error, RequestEntityTooLarge)
-        super().service()
+        _served.channel = self
+        try:
+            super().service()
+        finally:
+            _served.channel = None
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the loop is watching for the next request already, and has nothing else to do here."""
+        return self._watched and not (self.total_outbufs_len or self.close_when_flushed or self.will_close)
 
     @override
     def check_client_disconnected(self) -> bool:  # type: ignore[override] # the stub says None

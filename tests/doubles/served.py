@@ -148,13 +148,13 @@ class Connection:
         body = json.dumps(CONFIGURE).encode()
         self.send("POST", "/configure", headers={"Content-Type": "application/json"}, body=body)
 
-    def response(self) -> Response:
-        """Read one response. Raises AssertionError when the connection ends before it does."""
+    def response(self, *, bodiless: bool = False) -> Response:
+        """Read one response; `bodiless` is one to HEAD. Raises AssertionError when the connection ends before it."""
         while b"\r\n\r\n" not in self._buffer:
             self._receive()
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         response = Response(head, b"")
-        length = int(response.headers.get("content-length", "0"))
+        length = 0 if bodiless else int(response.headers.get("content-length", "0"))
         while len(self._buffer) < length:
             self._receive()
         response.body, self._buffer = self._buffer[:length], self._buffer[length:]

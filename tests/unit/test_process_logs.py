@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from compute_node.process import logs
 from compute_node.process.logs import (
     MAX_TEXT,
     LogFormat,
@@ -295,6 +296,28 @@ def test_the_lines_keep_their_order(pipe: Pipe) -> None:
     lines = logged(pipe, "human", count)
 
     assert [int(line.rsplit(b" ", 1)[1]) for line in lines] == list(range(500))
+
+
+def test_a_stream_of_lines_does_not_wake_the_writer_for_each(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_PAUSE_S", 1000)
+    pieces: list[bytes] = []
+    write = LogWriter._write
+
+    def counted(writer: LogWriter, data: bytes) -> bool:
+        pieces.append(data)
+        return write(writer, data)
+
+    monkeypatch.setattr(LogWriter, "_write", counted)
+    with os.fdopen(os.dup(pipe.reader), "rb", buffering=0) as reader:
+        writer = configure("human", "info", pipe)
+        log.info("first")
+        assert reader.read(65536).endswith(b"first\n")
+        for number in range(100):
+            log.info("line %d", number)
+        assert writer.close()
+    assert [piece.count(b"\n") for piece in pieces] == [1, 100]
 
 
 def test_a_full_pipe_blocks_nobody_and_lost_lines_are_counted(pipe: Pipe) -> None:

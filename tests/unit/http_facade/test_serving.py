@@ -2,10 +2,12 @@
 
 import json
 import logging
+import random
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,7 +38,7 @@ from waitress import wasyncore
 
 from doubles.node import CONFIGURE, RUNNING, StubSupervisor, node
 from doubles.scripted import Scripted, ThreadedBench
-from doubles.served import WAIT_S, Connection, Served, settings
+from doubles.served import TOKEN, WAIT_S, Connection, Served, settings
 
 JSON = {"Content-Type": "application/json"}
 TOO_LARGE = "failed to buffer the request body: length limit exceeded"
@@ -128,6 +130,60 @@ def test_a_half_closed_connection_costs_no_busy_loop(served: Served, monkeypatch
         assert connection.response().status == 503
         assert connection.ended()
     assert len(turns) < 20
+
+
+def test_no_wake_up_of_the_loop_is_lost_under_bursts_of_pipelined_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web, "LOOP_S", 1000)  # so that nothing but a wake-up helps
+    served = Served()
+    one = f"GET /status HTTP/1.1\r\nHost: node\r\nAuthorization: {TOKEN}\r\n\r\n".encode()
+
+    def burst(seed: int) -> None:
+        chosen = random.Random(seed)  # noqa: S311 - to be alike in each run
+        with served.connection() as connection:
+            for _ in range(20):
+                count = chosen.randint(1, 4)
+                cut = chosen.randrange(len(one))
+                connection.sock.sendall((one * count)[:cut])
+                connection.sock.sendall((one * count)[cut:])
+                for _ in range(count):
+                    assert connection.response().status == 200
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(burst, seed) for seed in range(6)]:
+                done.result()
+    finally:
+        served.stop(0)
+        served.join()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_answer_of_any_size_arrives_whole(method: str) -> None:
+    def app(size: int) -> Any:
+        class Sized:
+            def __call__(self, _environ: object, start: Any) -> Any:
+                start("200 OK", [("Content-Length", str(size)), ("Content-Type", "text/plain")])
+                return [b"x" * size] if method == "GET" else []
+
+            def body_limit(self, _path: str) -> int:
+                return 100
+
+        return Sized()
+
+    for size in (0, 1, web.JOINED, web.JOINED + 1, 3_000_000):
+        served = Served(apps=lambda size=size: (app(size), app(size)))  # type: ignore[misc] # bound at once
+        try:
+            with served.connection() as connection:
+                for _ in range(2):
+                    connection.send(method, "/status")
+                    response = connection.response(bodiless=method == "HEAD")
+                    assert response.headers["content-length"] == str(size)
+                    assert len(response.body) == (size if method == "GET" else 0)
+        finally:
+            served.stop(0)
+            served.join()
 
 
 # --- Requests that are not read to their end
