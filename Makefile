@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet
 JOBS ?= 2
 
-.PHONY: run test lint format types check lock clean
+.PHONY: run test matrix lint format types check lock clean
 
 run: $(VENV)/.run
 	@$(BIN)/compute-node demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+# Every case of every matrix, of which `make test` takes samples; the tables go into docs/.
+matrix: $(VENV)/.dev
+	MATRIX=all MATRIX_REPORT=docs $(BIN)/pytest -m matrix -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

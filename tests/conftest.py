@@ -13,7 +13,7 @@ from compute_node.actors.kit.threaded import ThreadedRuntime
 from compute_node.messages.metrics import SLOW_HANDLERS
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "fix_matrix"]
 
 STOP_S: Final = 10.0
 

@@ -54,7 +54,10 @@ def test_hanging():
 
 
 @pytest.mark.slow
-def test_a_test_fails_when_a_handler_blocks_or_an_actor_lives_on(pytester: pytest.Pytester) -> None:
+def test_a_test_fails_when_a_handler_blocks_or_an_actor_lives_on(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(CONFTEST.parent))
     pytester.makeconftest(CONFTEST.read_text().replace("STOP_S: Final = 10.0", "STOP_S: Final = 0.3"))
     pytester.makepyfile(TESTS)
     pytester.makeini("[pytest]\nmarkers = blocking_handlers\n")

@@ -1,0 +1,136 @@
+"""Matrices: tests with very many cases, generated from lists; an ordinary run takes a seeded sample of each.
+
+`@pytest.mark.matrix(name, sample=N)` marks a parametrized test. A run takes N of its cases, others on another
+commit. `MATRIX=all` takes every case (`make matrix`), `MATRIX_SEED` the sample that an earlier run took, and a case
+that is named on the command line is always taken. What `Cell` records becomes the table `docs/<name>.md` when
+`MATRIX_REPORT` names the folder.
+"""
+
+import os
+import random
+import re
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+ALL: Final = "MATRIX"
+SEED: Final = "MATRIX_SEED"
+REPORT: Final = "MATRIX_REPORT"
+PROPERTY: Final = "matrix"
+
+_results: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+
+
+def seed() -> int:
+    """Return the number from which every choice of this run is drawn."""
+    return int(os.environ[SEED])
+
+
+class Cell:
+    """The place of one case in its table; `say` writes it, a failure overwrites it."""
+
+    def __init__(self, item: pytest.Item, matrix: str) -> None:
+        self._item = item
+        self._matrix = matrix
+
+    def say(self, row: str, column: str, text: str) -> None:
+        """Write what was seen into the table."""
+        properties = self._item.user_properties
+        properties[:] = [entry for entry in properties if entry[0] != PROPERTY]
+        properties.append((PROPERTY, [self._matrix, row, column, text]))
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> Cell:
+    """The table's cell of this case."""
+    marker = request.node.get_closest_marker("matrix")
+    assert marker is not None, "only a test that is marked as a matrix has a cell"
+    return Cell(request.node, marker.args[0])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed, before there are workers: they inherit it."""
+    del config
+    if SEED not in os.environ:
+        os.environ[SEED] = str(_commit() % 1_000_000)
+
+
+def _commit() -> int:
+    try:
+        told = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whatever git there is
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        return int(told, 16)
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return 0  # not a checkout
+
+
+def pytest_report_header() -> str:
+    """Say how this sample is taken again."""
+    if os.environ.get(ALL) == "all":
+        return f"matrices: every case; {SEED}={seed()}"
+    return f"matrices: a sample; {SEED}={seed()} takes it again, {ALL}=all takes every case"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the cases that are not in the sample."""
+    named = any("[" in str(argument) for argument in config.args) or bool(config.option.keyword)
+    if os.environ.get(ALL) == "all" or named:
+        return
+    by_test: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("matrix") is not None:
+            by_test[item.nodeid.partition("[")[0]].append(item)
+    left_out: set[pytest.Item] = set()
+    for test, cases in by_test.items():
+        marker = cases[0].get_closest_marker("matrix")
+        assert marker is not None
+        draw = random.Random(f"{seed()} {test}")  # noqa: S311 - a sample that can be taken again
+        cases.sort(key=lambda item: item.nodeid)
+        taken = draw.sample(cases, min(marker.kwargs["sample"], len(cases)))
+        left_out |= set(cases) - set(taken)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what the cases say; in the process that hears of all of them."""
+    for name, value in report.user_properties:
+        if name == PROPERTY and isinstance(value, list):
+            matrix, row, column, text = value
+            if report.failed or (row, column) not in _results[matrix]:
+                _results[matrix][row, column] = f"FAILED ({report.when})" if report.failed else text
+            elif report.when == "teardown" and not _results[matrix][row, column].startswith("FAILED"):
+                _results[matrix][row, column] = text
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the tables."""
+    folder = os.environ.get(REPORT)
+    if folder is None or hasattr(session.config, "workerinput"):
+        return
+    for matrix, cells in _results.items():
+        rows = sorted({row for row, _ in cells})
+        columns = sorted({column for _, column in cells})
+        write_table(Path(folder, f"{matrix}.md"), rows, columns, cells)
+
+
+def write_table(path: Path, rows: list[str], columns: list[str], cells: dict[tuple[str, str], str]) -> None:
+    """Put a table after the text that stands before the first table of the file."""
+    head = path.read_text() if path.exists() else f"# {path.stem}\n"
+    head = re.split(r"^\|", head, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[row, *(cells.get((row, column), "-") for column in columns)] for row in rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    path.write_text(f"{head}\n\n{table}\n")
+
+
+__all__: list[Any] = ["Cell", "cell"]

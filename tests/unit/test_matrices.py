@@ -1,0 +1,75 @@
+"""The samples of matrices, and their tables."""
+
+from pathlib import Path
+
+import pytest
+
+from fix_matrix import write_table
+
+TESTS = Path(__file__).resolve().parents[1]
+CASES = """
+import pytest
+
+
+@pytest.mark.matrix("numbers", sample=3)
+@pytest.mark.parametrize("number", range(40))
+def test_numbers(number, cell):
+    cell.say(f"row {number // 20}", f"column {number % 20:02}", "fine")
+    assert number != 33
+
+
+def test_ordinary():
+    pass
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    for name in ("MATRIX", "MATRIX_SEED", "MATRIX_REPORT"):
+        monkeypatch.delenv(name, raising=False)
+    pytester.makeconftest('pytest_plugins = ["fix_matrix"]')
+    pytester.makepyfile(test_numbers=CASES)
+    pytester.makeini("[pytest]\nmarkers = matrix\n")
+    return pytester
+
+
+def passed(pytester: pytest.Pytester, *arguments: str) -> list[str]:
+    result = pytester.runpytest_subprocess("-v", "-p", "no:randomly", "-p", "no:cacheprovider", *arguments)
+    return sorted(
+        line.split()[0] for line in result.outlines if " PASSED " in line or line.endswith(" PASSED")
+    )
+
+
+@pytest.mark.slow
+def test_a_run_takes_a_sample_that_its_seed_takes_again(
+    run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = []
+    for seed in ("1", "2", "2"):
+        monkeypatch.setenv("MATRIX_SEED", seed)
+        samples.append(passed(run))
+        assert len(samples[-1]) == 4
+        assert "test_numbers.py::test_ordinary" in samples[-1]
+    assert samples[0] != samples[1] == samples[2]
+    assert passed(run, "test_numbers.py::test_numbers[7]") == ["test_numbers.py::test_numbers[7]"]
+
+
+@pytest.mark.slow
+def test_all_cases_make_a_table(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATRIX", "all")
+    monkeypatch.setenv("MATRIX_REPORT", str(run.path))
+    assert len(passed(run)) == 40
+    lines = (run.path / "numbers.md").read_text().splitlines()
+    assert lines[0] == "# numbers"
+    assert [line.count("fine") for line in lines if line.startswith("| row")] == [20, 19]
+    assert lines[-1].split("|")[15].strip() == "FAILED (call)"
+
+
+def test_a_table_replaces_the_one_before_and_keeps_the_text_above(tmp_path: Path) -> None:
+    path = tmp_path / "kills.md"
+    path.write_text("# Kills\n\nWhat they mean.\n\n| old |\n|---|\n")
+    write_table(path, ["a", "b"], ["x"], {("a", "x"): "fine"})
+    assert (
+        path.read_text() == "# Kills\n\nWhat they mean.\n\n|  | x |\n| --- | --- |\n| a | fine |\n| b | - |\n"
+    )
