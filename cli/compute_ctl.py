@@ -15,13 +15,14 @@ def run(argv: Sequence[str] | None, signals: SignalPipe) -> int:
     began_s, began_wall_s = time.monotonic(), time.time()
     options = parse(argv)
     from ..actors.supervisor.turn import Moment
-    from ..process import logs, node
+    from ..process import logs, node, notify
     from .launching import StartError, prepare
 
+    manager = notify.take()
     writer = logs.configure(options.log_format)
     try:
         launch = prepare(options, Moment(began_s, began_wall_s), dropped_lines=lambda: writer.dropped)
-        return node.run(launch, signals).code
+        return node.run(launch, signals, manager=manager).code
     except StartError as error:
         writer.close()
         sys.stderr.write(f"Error: {error}\n")

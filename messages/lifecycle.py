@@ -203,15 +203,15 @@ class SignalReceived(Message, frozen=True):
     signal: str
 
 
-class RereadConfiguration(Message, frozen=True):
-    """Read the `--config` file again and configure as `/configure` would (SIGHUP)."""
+class RereadConfiguration(Request[ConfigureOutcome], frozen=True):
+    """Read the `--config` file again and configure as `/configure` would (SIGHUP); answered like that."""
 
 
 # --- Facts -----------------------------------------------------------------------------------------------
 
 
 class StatusChanged(Message, frozen=True):
-    """The node's status is now another one."""
+    """The node's status is now another one; `old` is None when a node without a spec begins to serve."""
 
     old: Status | None
     new: Status

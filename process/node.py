@@ -6,7 +6,7 @@ The main thread owns signals and the last resort; everything else happens in the
 import logging
 from collections.abc import Callable
 from queue import SimpleQueue
-from signal import Signals
+from time import monotonic
 from typing import Final
 
 from ..actors.kit.actor import Pending
@@ -16,6 +16,7 @@ from ..messages.lifecycle import (
     ActorFailed,
     AwaitExit,
     Boot,
+    ConfigureOutcome,
     ExitReport,
     RereadConfiguration,
     SignalReceived,
@@ -24,6 +25,7 @@ from ..messages.lifecycle import (
 from ..messages.metrics import UNKNOWN_FIELDS
 from .last_resort import PostmasterRecord
 from .limits import raise_core_limit
+from .notify import Notifier
 from .signals import STOPPING, SignalPipe
 
 ACTORS_STOP_S: Final = 2.0
@@ -33,17 +35,26 @@ log = logging.getLogger("compute_node")
 
 
 def run(
-    launch: Launch, signals: SignalPipe, *, on_status: Callable[[StatusChanged], None] | None = None
+    launch: Launch,
+    signals: SignalPipe,
+    *,
+    on_status: Callable[[StatusChanged], None] | None = None,
+    manager: str | None = None,
 ) -> ExitReport:
-    """Run the node until its life is over; in the main thread. `on_status` is called in this thread."""
+    """Run the node until its life is over; in the main thread. `on_status` is called in this thread.
+
+    `manager` is the address of the service manager's socket (notify.py).
+    """
     _announce(launch)
     postmaster = PostmasterRecord()
-    news = _News(signals)
+    notifier = Notifier(manager, stop_timeout_s=launch.settings.stop_timeout_s)
+    listeners = (*filter(None, [on_status]), *([notifier.changed] if notifier.speaks else []))
+    news = _News(signals, listeners)
     system = System(
         launch,
         postmaster=postmaster,
         abandoned=news.abandoned,
-        heard=news.heard if on_status is not None else None,
+        heard=news.heard if listeners else None,
     )
     try:
         system.start()
@@ -51,10 +62,17 @@ def run(
         exiting.on_done(signals.wake)
         system.supervisor.tell(Boot(launch.spec))
         _count_unknown(launch, system)
+        reloads = _Reloads(system, signals, notifier)
         while not news.over(exiting):
-            _attend(system, signals.wait())
-            news.tell(on_status)
-        news.tell(on_status)
+            notifier.extend(monotonic())
+            for signal in signals.wait(notifier.wait_s(monotonic())):
+                if signal in STOPPING:
+                    system.supervisor.tell(SignalReceived(signal.name))
+                else:
+                    reloads.ask()
+            reloads.look()
+            news.tell()
+        news.tell()
         return news.report(exiting)
     finally:
         if postmaster.stop(launch.settings.stop_timeout_s):
@@ -66,8 +84,9 @@ def run(
 class _News:
     """What the actors' threads have for the main thread; each piece wakes it."""
 
-    def __init__(self, signals: SignalPipe) -> None:
+    def __init__(self, signals: SignalPipe, listeners: tuple[Callable[[StatusChanged], None], ...]) -> None:
         self._signals = signals
+        self._listeners = listeners
         self._fatal: SimpleQueue[ActorFailed] = SimpleQueue()
         self._changes: SimpleQueue[StatusChanged] = SimpleQueue()
 
@@ -82,9 +101,11 @@ class _News:
     def over(self, exiting: Pending[ExitReport]) -> bool:
         return exiting.done or not self._fatal.empty()
 
-    def tell(self, on_status: Callable[[StatusChanged], None] | None) -> None:
-        while on_status is not None and not self._changes.empty():
-            on_status(self._changes.get())
+    def tell(self) -> None:
+        while not self._changes.empty():
+            change = self._changes.get()
+            for listener in self._listeners:
+                listener(change)
 
     def report(self, exiting: Pending[ExitReport]) -> ExitReport:
         if self._fatal.empty():
@@ -92,6 +113,37 @@ class _News:
         failure = self._fatal.get()
         log.error("the actor %s died and nobody was left to handle it: %s", failure.actor, failure.error)
         return ExitReport(EXIT_FAILED, f"the actor {failure.actor} died: {failure.error}")
+
+
+class _Reloads:
+    """Has the configuration read again, once at a time: requests that come meanwhile count as one more."""
+
+    def __init__(self, system: System, signals: SignalPipe, notifier: Notifier) -> None:
+        self._system = system
+        self._signals = signals
+        self._notifier = notifier
+        self._under_way: Pending[ConfigureOutcome] | None = None
+        self._again = False
+
+    def ask(self) -> None:
+        """Begin, now or when the one under way is over."""
+        if self._under_way is not None:
+            self._again = True
+            return
+        self._notifier.reloading()
+        self._under_way = self._system.supervisor.request(RereadConfiguration())
+        self._under_way.on_done(self._signals.wake)
+
+    def look(self) -> None:
+        """See whether the one under way is over; what came of it is in the log already."""
+        if self._under_way is None or not self._under_way.done:
+            return
+        self._under_way = None
+        if self._again:
+            self._again = False
+            self.ask()
+        else:
+            self._notifier.reloaded()
 
 
 def _announce(launch: Launch) -> None:
@@ -106,11 +158,3 @@ def _count_unknown(launch: Launch, system: System) -> None:
     if unknown := launch.unknown_parts():
         system.runtime.metrics.add(UNKNOWN_FIELDS, len(unknown))
         log.info("not known, and without effect in the configuration: %s", ", ".join(unknown))
-
-
-def _attend(system: System, came: tuple[Signals, ...]) -> None:
-    for signal in came:
-        if signal in STOPPING:
-            system.supervisor.tell(SignalReceived(signal.name))
-        else:
-            system.supervisor.tell(RereadConfiguration())

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Final, TypeAlias
 
 from typing_extensions import override
@@ -143,7 +144,7 @@ class Supervisor(Actor[SupervisorMessage]):
                 self.reply(message, self._state.startup)
             case GetJournal():
                 self.reply(message, self.journal())
-            case Configure() | Terminate() | AwaitExit():
+            case Configure() | RereadConfiguration() | Terminate() | AwaitExit():
                 self._decide(message, self._keep(message))
             case PostgresStopped(rung):
                 self.metrics.add(STOP_RUNGS, 1, rung.value)
@@ -187,8 +188,12 @@ class Supervisor(Actor[SupervisorMessage]):
                 log.log(level, "%s", text)
             case DumpJournal(level):
                 self._dump_journal(level)
-            case ReadConfiguration():
-                self.start_job("read the configuration file", self._reread, failed=_not_read)
+            case ReadConfiguration(waiters):
+                self.start_job(
+                    "read the configuration file",
+                    partial(self._reread, waiters),
+                    failed=partial(_not_read, waiters),
+                )
 
     def _dump_journal(self, level: int) -> None:
         for entry in self.journal()[-DUMPED_ENTRIES:]:
@@ -208,9 +213,9 @@ class Supervisor(Actor[SupervisorMessage]):
         if guard is not None:
             guard.cancel()
 
-    def _reread(self, cancellation: Cancellation) -> ConfigurationReread:
+    def _reread(self, waiters: tuple[int, ...], cancellation: Cancellation) -> ConfigurationReread:
         cancellation.reach(Failpoint.REREAD)
-        return ConfigurationReread(spec=self._read_spec())
+        return ConfigurationReread(spec=self._read_spec(), waiters=waiters)
 
     def _show(self) -> None:
         """Let the metrics show exactly the current status and conditions."""
@@ -220,5 +225,5 @@ class Supervisor(Actor[SupervisorMessage]):
         self.metrics.replace(CONDITION, {(report.condition.value,): 1.0 for report in conditions})
 
 
-def _not_read(error: Exception) -> ConfigurationReread:
-    return ConfigurationReread(error=describe(error))
+def _not_read(waiters: tuple[int, ...], error: Exception) -> ConfigurationReread:
+    return ConfigurationReread(error=describe(error), waiters=waiters)

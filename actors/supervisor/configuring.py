@@ -26,6 +26,7 @@ from ...messages.postgres import (
     PostgresStartFailed,
     PreparePgdata,
 )
+from ...messages.spec import ComputeSpec
 from .effects import (
     CONFIGURATOR,
     MONITOR,
@@ -40,47 +41,49 @@ from .turn import Turn
 
 def configure(turn: Turn, message: Configure, waiter: int | None) -> None:
     waiters = () if waiter is None else (waiter,)
+    if (refusal := _take(turn, message.spec, waiters)) is not None:
+        turn.answer(waiters, ConfigureRefused(refusal, bad_spec=False))
+
+
+def _take(turn: Turn, spec: ComputeSpec, waiters: tuple[int, ...]) -> str | None:
+    """Begin to bring a spec into force, or join the attempt that does; return why not."""
     attempt = turn.attempt
-    if (
-        attempt is not None
-        and attempt.asked
-        and attempt.spec == message.spec
-        and attempt.step is not Step.ABORTING
-    ):
+    if attempt is not None and attempt.asked and attempt.spec == spec and attempt.step is not Step.ABORTING:
         turn.advance(waiters=(*attempt.waiters, *waiters))
-        return
+        return None
     if attempt is not None and attempt.asked and turn.state.status in {Status.EMPTY, Status.RUNNING}:
         # The other request is still in preflight: to its asker, and to this one, the node is already taken.
-        refusal = ConfigureRefused(
-            f"invalid compute status: {Status.CONFIGURATION_PENDING.text}", bad_spec=False
-        )
-        turn.answer(waiters, refusal)
-        return
+        return f"invalid compute status: {Status.CONFIGURATION_PENDING.text}"
     taken = outcome(turn.state.status, Event.SPEC_TAKEN)
     if isinstance(taken, Refused) or turn.state.phase is not Phase.UP:
-        text = f"invalid compute status: {turn.state.status.text}"
-        turn.answer(waiters, ConfigureRefused(text, bad_spec=False))
-        if not waiters:
-            turn.log(logging.WARNING, f"the configuration file was not applied: {text}")
-        return
+        return f"invalid compute status: {turn.state.status.text}"
     turn.log(logging.INFO, "got configuration request")
-    turn.begin(message.spec, asked=True, waiters=waiters)
+    turn.begin(spec, asked=True, waiters=waiters)
+    return None
 
 
-def reread_configuration(turn: Turn, _: RereadConfiguration, __: int | None) -> None:
+def reread_configuration(turn: Turn, _: RereadConfiguration, waiter: int | None) -> None:
+    waiters = () if waiter is None else (waiter,)
     if turn.state.settings.config_path is None:
-        turn.log(logging.WARNING, "SIGHUP: there is no --config file to read again")
+        _not_reread(turn, waiters, "there is no --config file to read again")
     elif turn.state.phase is Phase.UP and turn.state.ending is None:
-        turn.effects.append(ReadConfiguration())
+        turn.effects.append(ReadConfiguration(waiters))
+    else:
+        _not_reread(turn, waiters, f"invalid compute status: {turn.state.status.text}")
 
 
 def configuration_reread(turn: Turn, message: ConfigurationReread, _: int | None) -> None:
     if message.error is not None:
-        turn.log(logging.ERROR, f"the configuration file could not be read again: {message.error}")
+        _not_reread(turn, message.waiters, f"it could not be read again: {message.error}")
     elif message.spec is None:
-        turn.log(logging.WARNING, "the configuration file has no spec; nothing is changed")
-    else:
-        configure(turn, Configure(message.spec), None)
+        _not_reread(turn, message.waiters, "it has no spec; nothing is changed")
+    elif (refusal := _take(turn, message.spec, message.waiters)) is not None:
+        _not_reread(turn, message.waiters, refusal)
+
+
+def _not_reread(turn: Turn, waiters: tuple[int, ...], why: str) -> None:
+    turn.log(logging.WARNING, f"the configuration file was not applied: {why}")
+    turn.answer(waiters, ConfigureRefused(why, bad_spec=False))
 
 
 def configuration_accepted(turn: Turn, message: ConfigurationAccepted, _: int | None) -> None:

@@ -59,7 +59,9 @@ class DumpJournal(msgspec.Struct, frozen=True):
 
 
 class ReadConfiguration(msgspec.Struct, frozen=True):
-    """Read the `--config` file, as a job."""
+    """Read the `--config` file, as a job, for those who wait."""
+
+    waiters: tuple[int, ...] = ()
 
 
 Effect: TypeAlias = Tell | Publish | Answer | After | Never | Log | DumpJournal | ReadConfiguration

@@ -25,3 +25,4 @@ class ConfigurationReread(Message, frozen=True):
 
     spec: ComputeSpec | None = None
     error: str | None = None
+    waiters: tuple[int, ...] = ()

@@ -28,7 +28,6 @@ from .turn import CLOSING_S, TIDY_S, Turn
 
 def boot(turn: Turn, message: Boot, _: int | None) -> None:
     turn.set(phase=Phase.INSPECTING, spec=message.spec)
-    turn.effects.append(Publish(StatusChanged(None, turn.state.status)))
     if message.spec is not None:
         turn.move(Event.START_BEGAN)
     turn.tell(POSTGRES, InspectPgdata())
@@ -52,6 +51,7 @@ def pgdata_refused(turn: Turn, message: PgdataRefused, _: int | None) -> None:
 def serving_started(turn: Turn, _: ServingStarted, __: int | None) -> None:
     if turn.state.spec is None and turn.state.attempt is None and turn.state.ending is None:
         turn.log(logging.INFO, "no compute spec provided, waiting")
+        turn.effects.append(Publish(StatusChanged(None, turn.state.status)))
 
 
 def serving_failed(turn: Turn, message: ServingFailed, _: int | None) -> None:

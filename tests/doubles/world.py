@@ -119,7 +119,7 @@ class World:
         """Let somebody do something, drawn from the seed."""
         actions: list[tuple[int, Callable[[], object]]] = [
             (5, lambda: self.ask("configure", Configure(self.some_spec()))),
-            (2, lambda: self.ref.tell(RereadConfiguration())),
+            (2, lambda: self.ask("reread", RereadConfiguration())),
             (3, lambda: self.ask("status", GetStatus())),
             (2, self.break_something),
             (2, self.mend),

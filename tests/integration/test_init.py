@@ -73,7 +73,7 @@ def test_a_node_as_process_1_reaps_forwards_and_ends_in_order(
 
     node.config.write_text("{")
     init.send_signal(signal.SIGHUP)
-    wait_until(lambda: "the configuration file could not be read again" in node.log, "it was read", 60)
+    wait_until(lambda: "the configuration file was not applied" in node.log, "it was read", 60)
 
     init.terminate()
     assert node.wait() == 0, node.log

@@ -80,7 +80,7 @@ def quiet(seed: int = 0) -> World:
 
 
 def test_a_quiet_start_is_running_without_time_passing() -> None:
-    assert [change.new for change in quiet().changes] == [Status.EMPTY, Status.INIT, Status.RUNNING]
+    assert [change.new for change in quiet().changes] == [Status.INIT, Status.RUNNING]
 
 
 def test_a_configuration_reaches_the_catalog_and_is_answered() -> None:

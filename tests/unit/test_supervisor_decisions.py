@@ -14,6 +14,7 @@ from compute_node.actors.supervisor.effects import (
     After,
     Answer,
     Effect,
+    Log,
     Publish,
     ReadConfiguration,
     Tell,
@@ -360,21 +361,50 @@ def test_a_late_outcome_of_an_earlier_operation_is_ignored() -> None:
     assert waiter not in life.answers
 
 
-def test_a_hangup_reads_the_file_and_configures_without_a_waiter() -> None:
+def test_a_hangup_reads_the_file_and_configures_and_is_answered_like_a_request() -> None:
     life = running(config_path="/some/config.json")
-    life.hear(RereadConfiguration())
-    assert life.effects == [ReadConfiguration()]
-    life.hear(ConfigurationReread(spec=with_role("a")))
-    life.hear(ConfigurationAccepted(2), ConfigurationInstalled(2), SpecApplied(2, 0, 1))
+    waiter = life.hear(RereadConfiguration())
+    assert life.effects == [ReadConfiguration((waiter,))]
+    life.hear(ConfigurationReread(spec=with_role("a"), waiters=(waiter,)))
+    life.hear(ConfigurationAccepted(2), ConfigurationInstalled(2))
+    assert waiter not in life.answers
+    life.hear(SpecApplied(2, 0, 1))
     assert life.state.spec == with_role("a")
+    assert isinstance(life.answers[waiter], Configured)
 
 
-@pytest.mark.parametrize("outcome", [ConfigurationReread(error="bad"), ConfigurationReread()])
-def test_a_hangup_with_an_unusable_file_changes_nothing(outcome: Message) -> None:
+@pytest.mark.parametrize("error", ["bad", None])
+def test_a_hangup_with_an_unusable_file_changes_nothing(error: str | None) -> None:
     life = running(config_path="/some/config.json")
     before = life.state
-    life.hear(RereadConfiguration(), outcome)
+    waiter = life.hear(RereadConfiguration())
+    life.hear(ConfigurationReread(error=error, waiters=(waiter,)))
     assert life.state == before
+    assert isinstance(life.answers[waiter], ConfigureRefused)
+
+
+def test_a_hangup_that_comes_at_a_bad_time_is_refused_and_the_log_says_so() -> None:
+    starting, ending, fileless = booted(a_spec(), config_path="/c"), running(config_path="/c"), running()
+    ending.hear(Terminate(FAST))
+    for life, why in (
+        (starting, "invalid compute status: init"),
+        (ending, "invalid compute status: termination-pending-fast"),
+        (fileless, "there is no --config file"),
+    ):
+        waiter = life.hear(RereadConfiguration())
+        if life is starting:
+            life.hear(ConfigurationReread(spec=with_role("a"), waiters=(waiter,)))
+        assert life.answers[waiter].error.startswith(why)
+        assert any("was not applied" in effect.text for effect in life.effects if isinstance(effect, Log))
+
+
+def test_an_empty_node_is_told_once_it_serves_and_one_with_a_spec_is_never_empty() -> None:
+    life = Life()
+    life.hear(Boot(None), PgdataInspected(PgdataKind.ABSENT))
+    assert life.statuses == []
+    life.hear(ServingStarted(3080, 3081))
+    assert life.statuses == [Status.EMPTY]
+    assert booted(a_spec()).statuses == [Status.INIT]
 
 
 # --- Terminate ---------------------------------------------------------------------------------------------
