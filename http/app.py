@@ -26,7 +26,7 @@ from .errors import ApiError, ErrorBody, escaped, lowered
 from .openapi import describe
 from .port import Node
 from .routes import configure, description, failpoints, journal, metrics, probes, status, terminate
-from .table import SMALL_BODY, Answer, Call, Context, Route, Scope
+from .table import Answer, Call, Context, Route, Scope
 from .waiting import ClientGoneError, Waiters
 
 EXTERNAL: Final[tuple[Route, ...]] = (
@@ -65,7 +65,8 @@ class Api(falcon.App[falcon.Request, falcon.Response]):
         super().__init__(middleware=[_Envelope(routes)])
         self.routes = routes
         self.waiters = context.waiters
-        self._limits = {route.path: route.body_limit for route in routes}
+        self._limits = {route.path: route.largest_body for route in routes}
+        self._authenticator = authenticator
         self._resources: dict[str, _Resource] = {}
         self.resp_options.default_media_type = _EMPTY_TYPE
         self.add_error_handler(Exception, _on_fault)
@@ -79,9 +80,11 @@ class Api(falcon.App[falcon.Request, falcon.Response]):
             self._resources[path] = _Resource(at_path, context, authenticator)
             self.add_route(path, self._resources[path])
 
-    def body_limit(self, path: str) -> int:
-        """Return how many bytes a body for this path may have; a server need not take more."""
-        return self._limits.get(path, SMALL_BODY)
+    def body_limit(self, path: str, authorization: str | None) -> int:
+        """Return how many bytes a body for this path may have; 0 for whoever would be refused anyway."""
+        if self._authenticator is None or not self._authenticator.opens(authorization):
+            return 0
+        return self._limits.get(path, 0)
 
     def _on_http_error(
         self,
@@ -164,7 +167,7 @@ class _Endpoint:
         if route.scope is not Scope.PUBLIC:
             self._authorize(request)
         if REFUSAL_KEY in request.env:
-            raise too_large(route.body_limit)
+            raise too_large(route.largest_body)
         call = Call(
             context=self._context,
             gone=request.env.get("waitress.client_disconnected", _never),
@@ -192,10 +195,10 @@ class _Endpoint:
     def _body(self, request: falcon.Request) -> object:
         decoder = self._route.body
         if decoder is None:
-            if (request.content_length or 0) > self._route.body_limit:
-                raise too_large(self._route.body_limit)
+            if (request.content_length or 0) > self._route.largest_body:
+                raise too_large(self._route.largest_body)
             return None
-        body = read_body(request.bounded_stream, request.content_length, self._route.body_limit)
+        body = read_body(request.bounded_stream, request.content_length, self._route.largest_body)
         typed, plain = decode_body(body, request.content_type, decoder)
         unknown = unknown_parts(plain, decoder.type)
         if unknown:
@@ -335,9 +338,12 @@ def _on_unavailable(
 
 
 def _on_client_gone(
-    request: falcon.Request, response: falcon.Response, _error: ClientGoneError, _path: dict[str, Any]
+    _request: falcon.Request, response: falcon.Response, _error: ClientGoneError, _path: dict[str, Any]
 ) -> None:
-    _fail(request, response, 503, "the client stopped waiting; what was asked goes on, see `/status`")
+    # No error of the node: its log line stays an ordinary one.
+    _write(
+        response, Answer(ErrorBody("the client stopped waiting; what was asked goes on, see `/status`"), 503)
+    )
 
 
 def _on_fault(

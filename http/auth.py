@@ -131,6 +131,16 @@ class Authenticator:
         if (refused := refusal(claims, self._settings.compute_id)) is not None:
             raise ApiError(*refused)
 
+    def opens(self, header: str | None) -> bool:
+        """Whether `check` would let this request pass; nothing is logged."""
+        if not self._settings.required:
+            return True
+        token = bearer(header)
+        try:
+            return token is not None and refusal(self._verify(token), self._settings.compute_id) is None
+        except _RefusedError:
+            return False
+
     def _verify(self, token: str) -> Claims:
         fingerprint = hashlib.sha256(token.encode()).digest()
         claims = self._verified.get(fingerprint)

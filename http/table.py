@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 
 from ..messages.base import Request
+from ..messages.serving import FREE_BODY
 from .port import Node
 from .waiting import Waiters
 
@@ -98,7 +99,7 @@ Handler: TypeAlias = Callable[[Call], Answer]
 class Route:
     """A path and method, who may call it, what it takes and gives, and the function that does it.
 
-    A route needs a token unless it says that it is public. With `query`, no query string at all is fine
+    A route needs a token unless it says that it is public; a public one takes no more than FREE_BODY. With `query`, no query string at all is fine
     when `query_optional` says so. A `probe` is called often, so its requests are logged at debug level.
     """
 
@@ -114,6 +115,11 @@ class Route:
     query_optional: bool = False
     waits: bool = False
     probe: bool = False
+
+    @property
+    def largest_body(self) -> int:
+        """Bytes of a body that this route takes."""
+        return FREE_BODY if self.scope is Scope.PUBLIC else self.body_limit
 
 
 def _as(value: object, kind: type[T]) -> T:

@@ -9,6 +9,10 @@ REFUSAL_KEY: Final = "compute_node.refusal"
 its end, so that the application answers it in its own form."""
 
 
+FREE_BODY: Final = 64 * 1024
+"""Bytes of a body that are read whoever sends it; for more there must be a token, and a route that takes it."""
+
+
 class StartServing(Message, frozen=True):
     """Bind both servers and serve."""
 

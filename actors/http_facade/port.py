@@ -24,14 +24,14 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 class WebApp(Protocol):
-    """A WSGI application that says how large a body it takes."""
+    """A WSGI application that says how large a body it takes, and of whom."""
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse", /) -> "Iterable[bytes]":
         """Serve one request."""
         ...
 
-    def body_limit(self, path: str) -> int:
-        """Return how many bytes a body for this path may have."""
+    def body_limit(self, path: str, authorization: str | None) -> int:
+        """Return how many bytes a body for this path may have, by that `Authorization` header."""
         ...
 
 

@@ -13,24 +13,26 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from typing_extensions import override
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
-from waitress.utilities import InternalServerError, RequestEntityTooLarge
+from waitress.utilities import InternalServerError
 
-from ...messages.serving import REFUSAL_KEY
+from ...messages.serving import FREE_BODY, REFUSAL_KEY
 from .port import WebApp
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
 MAX_HEADER: Final = 32 * 1024
+NO_SPILL: Final = 1 << 30
+"""Bodies stay in memory, where their size is limited: the disk of a temporary file may be full."""
 IDLE_S: Final = 60
 """How long a connection may be silent between requests or in the middle of one."""
 CLEANUP_S: Final = 5
@@ -76,7 +78,8 @@ class WebServer:
             cleanup_interval=CLEANUP_S,
             channel_request_lookahead=1,
             max_request_header_size=MAX_HEADER,
-            inbuf_overflow=app.body_limit("") + MAX_HEADER,
+            inbuf_overflow=NO_SPILL,
+            outbuf_overflow=NO_SPILL,
             log_socket_errors=False,
             expose_tracebacks=False,
             clear_untrusted_proxy_headers=False,
@@ -185,7 +188,13 @@ class _Listener(TcpWSGIServer):
             own.max_request_body_size = limit + slack + 1  # waitress refuses a body of exactly its limit
             return own
 
-        self.parser = partial(_Parser, lambda path, slack: limited(app.body_limit(path), slack))
+        def limits(path: str, authorization: str | None, *, chunked: bool) -> Adjustments:
+            limit = app.body_limit(path, authorization)
+            if limit <= FREE_BODY:
+                return limited(FREE_BODY, 0)
+            return limited(limit, CHUNK_SLACK if chunked else 0)
+
+        self.parser = partial(_Parser, limits)
         self.channel_class = _Channel
         super().__init__(
             app,
@@ -232,19 +241,35 @@ class _Listener(TcpWSGIServer):
                 self.trigger.close()  # type: ignore[attr-defined] # it is a trigger
 
 
+class Limits(Protocol):
+    """Knows how much of a body is read."""
+
+    def __call__(self, path: str, authorization: str | None, *, chunked: bool) -> Adjustments:
+        """Return the settings with the limit for this path and whoever asks."""
+        ...
+
+
 class _Parser(HTTPRequestParser):
-    """Limits a body by the path it is for, as soon as the headers are there."""
+    """Limits a body by its path and sender as soon as the headers are there; refuses what waitress overlooks."""
 
     path: str
 
-    def __init__(self, limited: Callable[[str, int], Adjustments], adjustments: Adjustments) -> None:
+    def __init__(self, limits: Limits, adjustments: Adjustments) -> None:
         super().__init__(adjustments)
-        self._limited = limited
+        self._limits = limits
 
     @override
     def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
-        self.adj = self._limited(self.path, CHUNK_SLACK if self.chunked else 0)
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # a length of thousands of digits, or half an address in brackets
+            msg = "the request line or a length cannot be read"
+            raise ParsingError(msg) from None
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            msg = "a body is either chunked or of a given length"
+            raise ParsingError(msg)
+        if self.chunked or self.content_length > FREE_BODY:
+            self.adj = self._limits(self.path, self.headers.get("AUTHORIZATION"), chunked=self.chunked)
 
     @override
     def received(self, data: bytes) -> int:
@@ -316,7 +341,7 @@ class _Channel(HTTPChannel):
     """One connection.
 
     A client that closes its sending side while its request is under way still gets the answer, and is told
-    apart from one that waits: whoever waits for it may stop. After a refused body the rest is read and
+    apart from one that waits: whoever waits for it may stop. After a refusal what else comes is read and
     thrown away for a moment, because closing at once would reset the connection under the answer.
     """
 
@@ -325,7 +350,7 @@ class _Channel(HTTPChannel):
 
     _watched = False
     _client_done = False
-    _refused_body = False
+    _refused = False
     _lingering = False
     _expires: float | None = None
 
@@ -378,7 +403,7 @@ class _Channel(HTTPChannel):
 
     @override
     def handle_close(self) -> None:
-        if self._refused_body and not self._lingering and self.connected and self._half_close():
+        if self._refused and not self._lingering and self.connected and self._half_close():
             self._lingering = True
             self._expires = time.monotonic() + LINGER_S
             self.will_close = False
@@ -413,7 +438,7 @@ class _Channel(HTTPChannel):
 
     @override
     def service(self) -> None:
-        self._refused_body = isinstance(self.requests[0].error, RequestEntityTooLarge)
+        self._refused = self.requests[0].error is not None
         _served.channel = self
         try:
             super().service()

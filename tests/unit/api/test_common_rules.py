@@ -11,14 +11,15 @@ from compute_node.actors.kit.metrics import Metrics
 from compute_node.http.app import EXTERNAL, Api, create_external_app, create_internal_app
 from compute_node.http.body import read_body
 from compute_node.http.errors import ApiError, escaped, lowered
-from compute_node.http.table import LARGE_BODY, SMALL_BODY, Context
+from compute_node.http.table import LARGE_BODY, SMALL_BODY, Context, Scope
 from compute_node.http.waiting import Waiters
 from compute_node.messages.base import ActorUnavailableError, AskTimeoutError
 from compute_node.messages.lifecycle import Configure, Configured, GetJournal, GetStatus
 from compute_node.messages.metrics import UNKNOWN_FIELDS
-from compute_node.messages.serving import REFUSAL_KEY
+from compute_node.messages.serving import FREE_BODY, REFUSAL_KEY
 
 from doubles.node import CONFIGURE, RUNNING, SPEC, Client, StubSupervisor, node
+from doubles.tokens import FOREIGN, OWN
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 JSON = {"Content-Type": "application/json"}
@@ -223,9 +224,28 @@ def test_a_body_at_the_limit_is_read_and_one_byte_more_is_413(
 def test_only_configure_takes_more_than_two_mebibytes(client: Client) -> None:
     large = {route.path for route in EXTERNAL if route.body_limit != SMALL_BODY}
     assert large == {"/configure"}
-    assert client.app.body_limit("/configure") == LARGE_BODY == 8 * 1024 * 1024
-    assert client.app.body_limit("/nowhere") == SMALL_BODY == 2 * 1024 * 1024
+    token = f"Bearer {client.token}"
+    assert client.app.body_limit("/configure", token) == LARGE_BODY == 8 * 1024 * 1024
+    assert client.app.body_limit("/terminate", token) == SMALL_BODY == 2 * 1024 * 1024
     assert client("POST", "/terminate", body=b" " * (SMALL_BODY + 1)).status_code == 413
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer x.y.z", f"Bearer {FOREIGN.sign(OWN)}"])
+def test_nobody_without_a_token_has_a_large_body_read(
+    client: Client, authorization: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for route in EXTERNAL:
+        assert client.app.body_limit(route.path, authorization) == 0
+    assert caplog.messages == []
+
+
+def test_nobody_has_a_large_body_read_by_a_route_that_takes_none(client: Client) -> None:
+    token = f"Bearer {client.token}"
+    assert client.app.body_limit("/nowhere", token) == 0
+    for route in EXTERNAL:
+        if route.scope is Scope.PUBLIC:
+            assert client.app.body_limit(route.path, token) == FREE_BODY
+            assert client(route.method, route.path, body=b" " * (FREE_BODY + 1)).status_code == 413
 
 
 def test_a_body_that_announces_too_much_is_refused_unread() -> None:

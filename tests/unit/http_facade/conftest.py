@@ -24,6 +24,6 @@ def served(caplog: pytest.LogCaptureFixture) -> Iterator[Served]:
     assert set(threading.enumerate()) <= before
     assert [
         record
-        for record in caplog.records
+        for record in (*caplog.get_records("call"), *caplog.records)
         if record.name.startswith("waitress") and record.levelno >= logging.WARNING
     ] == []

@@ -28,6 +28,7 @@ from compute_node.http.waiting import MAX_WAITERS
 from compute_node.messages.lifecycle import Configure, Configured, GetReadiness, GetStatus, Readiness
 from compute_node.messages.metrics import QUEUE_WARNINGS, REFUSED_WAITERS, WAITERS
 from compute_node.messages.serving import (
+    FREE_BODY,
     ServingFailed,
     ServingStarted,
     ServingStopped,
@@ -39,6 +40,7 @@ from waitress import wasyncore
 from doubles.node import CONFIGURE, RUNNING, StubSupervisor, node
 from doubles.scripted import Scripted, ThreadedBench
 from doubles.served import TOKEN, WAIT_S, Connection, Served, settings
+from doubles.tokens import FOREIGN, OWN
 
 JSON = {"Content-Type": "application/json"}
 TOO_LARGE = "failed to buffer the request body: length limit exceeded"
@@ -167,7 +169,7 @@ def test_an_answer_of_any_size_arrives_whole(method: str) -> None:
                 start("200 OK", [("Content-Length", str(size)), ("Content-Type", "text/plain")])
                 return [b"x" * size] if method == "GET" else []
 
-            def body_limit(self, _path: str) -> int:
+            def body_limit(self, _path: str, _authorization: str | None) -> int:
                 return 100
 
         return Sized()
@@ -258,9 +260,47 @@ def test_without_a_token_a_large_body_is_an_authorization_failure_first(served: 
         assert connection.response().status == 400
 
 
+UNAUTHORIZED = {"without a token": "", "with a token of a foreign key": f"Bearer {FOREIGN.sign(OWN)}"}
+
+
+@pytest.mark.parametrize("who", UNAUTHORIZED)
+@pytest.mark.parametrize("path", ["/configure", "/terminate", "/nowhere", "/metrics"])
+@pytest.mark.parametrize("framing", ["chunked", "announced"])
+def test_no_large_body_is_read_without_a_token(served: Served, who: str, path: str, framing: str) -> None:
+    authorization = {"Authorization": UNAUTHORIZED[who]}
+    with served.connection() as connection:
+        if framing == "chunked":
+            connection.send("POST", path, headers={**authorization, "Transfer-Encoding": "chunked"})
+            for chunk in _chunks(FREE_BODY + 1024):
+                connection.sock.sendall(chunk)
+        else:
+            size = str(FREE_BODY + 1)
+            connection.send("POST", path, headers={**authorization, "Content-Length": size})
+        response = connection.response()
+        refused = 401 if authorization["Authorization"] else 400
+        assert response.status == {"/nowhere": 404, "/metrics": 405}.get(path, refused)
+
+
+def test_who_has_a_token_is_refused_in_the_words_of_the_route(served: Served) -> None:
+    with served.connection() as connection:
+        connection.send("GET", "/metrics", headers={"Content-Length": str(FREE_BODY + 1)})
+        response = connection.response()
+    assert (response.status, response.json["error"]) == (
+        413,
+        f"{TOO_LARGE} (at most {FREE_BODY} bytes are taken here)",
+    )
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
+        (b"GET /status HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+        (b"GET http://[::1/status HTTP/1.1\r\n\r\n", 400),
+        (
+            b"POST /configure HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (b"POST /configure HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
         (b"GARBAGE\r\n\r\n", 400),
         (b"get /status HTTP/1.1\r\n\r\n", 400),
         (b"GET /status HTTP/1.1\r\nno colon\r\n\r\n", 400),
@@ -303,7 +343,7 @@ def test_an_application_that_breaks_down_altogether_is_500_without_a_trace() -> 
             msg = "hunter2"
             raise RuntimeError(msg)
 
-        def body_limit(self, _path: str) -> int:
+        def body_limit(self, _path: str, _authorization: str | None) -> int:
             return 100
 
     served = Served(apps=lambda: (Broken(), Broken()))
