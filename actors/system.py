@@ -101,7 +101,7 @@ class System:
         self._actors[SUPERVISOR] = Supervisor(
             settings, others, read_spec=launch.read_spec, listeners=listeners, began=launch.began
         )
-        server = Server(settings, launch.binaries, launch.account, postmaster)
+        server = Server(settings, launch.binaries, launch.account, postmaster, self.runtime.metrics)
         self._actors[POSTGRES] = PostgresProcess(settings, self.supervisor, server)
         self._actors[CONFIGURATOR] = Configurator(settings, self.supervisor, PostgresAdministration(settings))
         self._actors[MONITOR] = ActivityMonitor(settings, self.supervisor)

@@ -11,6 +11,7 @@ from ..postgres.accounts import AccountError, missing_passwd_entry, resolve_acco
 from ..postgres.binaries import BinariesError, discover, reachable
 from ..process import init
 from ..process.configuration import ConfigurationError, read_bare_spec, read_config, unknown_parts_of
+from ..process.limits import oom_score_adj
 from .options import Options
 
 
@@ -47,6 +48,7 @@ def prepare(options: Options, began: Moment, dropped_lines: Callable[[], int] = 
         dev=options.dev,
         start_timeout_s=options.start_timeout_s,
         stop_timeout_s=options.stop_timeout_s,
+        oom_score_adj=oom_score_adj(),
         build_tag=os.environ.get("BUILD_TAG") or "latest",
     )
     return Launch(

@@ -70,6 +70,13 @@ APPLIED_STATEMENTS: Final = _counter(
 STOP_RUNGS: Final = _counter(
     "compute_node_postgres_stops_total", "Stops of Postgres, by the rung they reached.", "rung"
 )
+SPAWNS: Final = _counter("compute_node_spawns_total", "Programs started.", "program")
+SPAWN_SECONDS: Final = _counter(
+    "compute_node_spawn_seconds_total", "Time until the started program ran.", "program"
+)
+SLOW_SPAWNS: Final = _counter(
+    "compute_node_slow_spawns_total", "Starts of programs that took longer than 50 ms.", "program"
+)
 ORPHANS_REAPED: Final = _counter(
     "compute_node_orphans_reaped_total", "Orphans that the init adopted and waited for."
 )

@@ -45,6 +45,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
     start_timeout_s: float = 60.0
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     build_tag: str = "latest"
+    oom_score_adj: int | None = None
+    """What the OOM killer thought of this process when it started; None where that cannot be known."""
 
     @override
     def __repr__(self) -> str:

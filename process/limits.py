@@ -1,6 +1,41 @@
 """Limits of the process that Postgres inherits."""
 
 import resource
+from pathlib import Path
+from typing import Final
+
+OOM_SCORE: Final = -900
+"""Short of memory, the kernel is to choose a backend rather than the postmaster or us."""
+
+_OWN_SCORE: Final = Path("/proc/self/oom_score_adj")
+
+
+def oom_score_adj() -> int | None:
+    """Return this process's own; None where the system has none."""
+    try:
+        return int(_OWN_SCORE.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def lower_oom_score(original: int | None) -> str | None:
+    """Protect this process, and what inherits from it, from the OOM killer; return what is not permitted."""
+    if original is None:
+        return None
+    problem = None
+    for score in (OOM_SCORE, 0):  # without the capability a score that was only raised may be lowered again
+        if original <= score:
+            break
+        try:
+            _OWN_SCORE.write_text(str(score), encoding="ascii")
+        except OSError as error:
+            problem = (
+                f"the node and its postmaster are not protected from the OOM killer ({error.strerror}): that takes "
+                "CAP_SYS_RESOURCE (containers: --cap-add SYS_RESOURCE; systemd: AmbientCapabilities=CAP_SYS_RESOURCE)"
+            )
+        else:
+            break
+    return problem
 
 
 def raise_core_limit() -> str | None:

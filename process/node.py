@@ -24,7 +24,7 @@ from ..messages.lifecycle import (
 )
 from ..messages.metrics import UNKNOWN_FIELDS
 from .last_resort import PostmasterRecord
-from .limits import raise_core_limit
+from .limits import lower_oom_score, raise_core_limit
 from .notify import Notifier
 from .signals import STOPPING, SignalPipe
 
@@ -152,6 +152,8 @@ def _announce(launch: Launch) -> None:
     log.info("compute build_tag: %s", launch.settings.build_tag)
     if (problem := raise_core_limit()) is not None:
         log.warning("%s", problem)
+    if (problem := lower_oom_score(launch.settings.oom_score_adj)) is not None:
+        log.info("%s", problem)
 
 
 def _count_unknown(launch: Launch, system: System) -> None:

@@ -7,17 +7,23 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import msgspec
 
 from ...messages.failpoints import Failpoint
+from ...messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from ...postgres.accounts import Account
 from ..kit.jobs import Cancellation
+from ..kit.metrics import Metrics
 from .port import PostgresError
 
 MAX_OUTPUT: Final = 65_536
 """Bytes of output that are kept: the last ones."""
+SLOW_SPAWN_S: Final = 0.05
+"""A start beyond it is counted: as long as a handler may take, for that is what it holds up."""
 _AFTER_KILL_S: Final = 2.0
 _CHUNK: Final = 65_536
 
@@ -51,17 +57,75 @@ class Wake:
                 os.close(descriptor)
 
 
-def as_account(account: Account | None) -> dict[str, Any]:
-    """Return the keywords with which Popen runs a program as that account."""
-    if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
+class Starter:
+    """Starts programs as the account, each in a session of its own, and measures how long a start takes.
+
+    `oom_score_adj` is what this process had before it made itself unattractive to the OOM killer: what is not
+    `protected` gets it back.
+    """
+
+    def __init__(
+        self, account: Account | None, *, metrics: Metrics | None = None, oom_score_adj: int | None = None
+    ) -> None:
+        self.account: Final = account
+        self.oom_score_adj: Final = oom_score_adj
+        self._metrics = metrics
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        output: int,
+        protected: bool = False,
+    ) -> "subprocess.Popen[bytes]":
+        """Start a program, its output going to the descriptor (or PIPE). Raises PostgresError."""
+        keywords: dict[str, Any] = {}
+        if self.account is not None:
+            keywords = {
+                "user": self.account.uid,
+                "group": self.account.gid,
+                "extra_groups": self.account.groups,
+            }
+        began_s = monotonic()
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=0o077,
+                **keywords,
+            )
+        except OSError as error:
+            msg = f"{command[0]} cannot be run: {error.strerror or error}"
+            raise PostgresError(msg) from error
+        self._measure(Path(command[0]).name, monotonic() - began_s)
+        if not protected and self.oom_score_adj is not None:
+            with contextlib.suppress(OSError):  # it has ended, or we were not allowed to lower it either
+                Path(f"/proc/{process.pid}/oom_score_adj").write_text(
+                    str(self.oom_score_adj), encoding="ascii"
+                )
+        return process
+
+    def _measure(self, program: str, seconds: float) -> None:
+        """Count the start: no thread of ours runs before the program does (Popen holds the interpreter)."""
+        if self._metrics is None:
+            return
+        self._metrics.add(SPAWNS, 1, program)
+        self._metrics.add(SPAWN_SECONDS, seconds, program)
+        if seconds > SLOW_SPAWN_S:
+            self._metrics.add(SLOW_SPAWNS, 1, program)
 
 
 def run(
     command: Sequence[str],
     *,
-    account: Account | None,
+    starter: Starter,
     env: Mapping[str, str],
     cwd: str,
     timeout_s: float,
@@ -76,21 +140,7 @@ def run(
     cancellation.check()
     wake = Wake(cancellation)
     try:
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=0o077,
-                **as_account(account),
-            )
-        except OSError as error:
-            msg = f"{command[0]} cannot be run: {error.strerror or error}"
-            raise PostgresError(msg) from error
+        process = starter.start(command, env=env, cwd=cwd, output=subprocess.PIPE)
         with process:
             try:
                 if step is not None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ...postgres.accounts import Account
 from ..kit.jobs import Cancellation
-from .children import run
+from .children import Starter, run
 from .port import PostgresError
 
 TIMEOUT_S: Final = 20.0
@@ -45,7 +44,7 @@ def report(
     paths: Sequence[str],
     postgres: str,
     *,
-    account: Account | None,
+    starter: Starter,
     env: Mapping[str, str],
     cancellation: Cancellation,
 ) -> None:
@@ -58,7 +57,7 @@ def report(
         log.warning("core dump found: %s, collecting backtrace", path)
         try:
             result = run(
-                command, account=account, env=env, cwd="/", timeout_s=TIMEOUT_S, cancellation=cancellation
+                command, starter=starter, env=env, cwd="/", timeout_s=TIMEOUT_S, cancellation=cancellation
             )
         except PostgresError as error:
             log.warning("error while checking for core dumps: %s", error)

@@ -14,12 +14,10 @@ from typing import Final
 from ...messages.postgres import StopRung
 from ...messages.secret import Secret
 from ...postgres import pidfile
-from ...postgres.accounts import Account
 from ...postgres.binaries import Binaries
 from ..kit.jobs import Cancellation
 from . import orphans
-from .children import Wake, as_account
-from .port import PostgresError
+from .children import Starter, Wake
 
 ALLOWED: Final = frozenset(
     {
@@ -34,7 +32,6 @@ ALLOWED_PREFIX: Final = "LC_"
 STORAGE_TOKEN: Final = "NEON_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 IGNORED_PROCESS: Final = "PG_GRANDPARENT_PID"
 """Postgres takes a lock file that names this process for a leftover; it still checks the shared memory."""
-POSTMASTER_OOM_SCORE: Final = -900
 
 SIGNALS: Final = {
     StopRung.FAST: signal.SIGINT,
@@ -130,57 +127,28 @@ def launch(
     pgdata: str,
     *,
     port: int | None,
-    account: Account | None,
+    starter: Starter,
     storage_token: Secret | None,
     output: int,
     cancellation: Cancellation,
 ) -> Postmaster:
     """Start the postmaster, its output going to the descriptor `output`. Raises PostgresError, CancelledError.
 
-    The port, which must win over ALTER SYSTEM, is given on the command line.
+    The port, which must win over ALTER SYSTEM, is given on the command line. The OOM killer finds the postmaster as
+    unattractive as us; its backends give themselves the score that we had before.
     """
-    env = (
-        environment(os.environ, storage_token=storage_token, ignored_pid=stale_lock_holder(pgdata))
-        | _oom_environment()
-    )
+    env = environment(os.environ, storage_token=storage_token, ignored_pid=stale_lock_holder(pgdata))
+    if starter.oom_score_adj is not None:
+        env |= {
+            "PG_OOM_ADJUST_FILE": "/proc/self/oom_score_adj",
+            "PG_OOM_ADJUST_VALUE": str(starter.oom_score_adj),
+        }
     command = [binaries.postgres, "-D", pgdata]
     if port is not None:
         command += ["-p", str(port)]
     cancellation.check()
-    try:
-        process = subprocess.Popen(
-            command,
-            cwd=pgdata,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            umask=0o077,
-            **as_account(account),
-        )
-    except OSError as error:
-        msg = f"{binaries.postgres} cannot be run: {error.strerror or error}"
-        raise PostgresError(msg) from error
-    _protect(process.pid)
+    process = starter.start(command, env=env, cwd=pgdata, output=output, protected=True)
     return Postmaster(process, pgdata)
-
-
-def _oom_environment() -> dict[str, str]:
-    """Tell Postgres to give its backends the score that we have ourselves."""
-    try:
-        ours = Path("/proc/self/oom_score_adj").read_text(encoding="ascii").strip()
-    except OSError:
-        return {}
-    return {"PG_OOM_ADJUST_FILE": "/proc/self/oom_score_adj", "PG_OOM_ADJUST_VALUE": ours}
-
-
-def _protect(pid: int) -> None:
-    """Let the kernel, short of memory, choose a backend rather than the postmaster; where we may."""
-    try:
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(POSTMASTER_OOM_SCORE), encoding="ascii")
-    except OSError as error:
-        log.debug("the postmaster cannot be protected from the OOM killer: %s", error.strerror)
 
 
 def describe_code(code: int) -> str:

@@ -20,6 +20,7 @@ from ...postgres.conf import OVERRIDE_FILE, ConfContext, ConfError, ConfText, Li
 from ...postgres.connection import parse_connstr
 from ...postgres.hba import open_to_passwords
 from ..kit.jobs import Cancellation
+from ..kit.metrics import Metrics
 from . import checking, children, cores, folder, launcher, orphans, readiness, reload, segments
 from .control import read_state
 from .launcher import Postmaster, environment
@@ -58,11 +59,17 @@ class Server(Port):
     """Owns the folder and the process. `account` runs Postgres when this process is root; `sink` hears of it."""
 
     def __init__(
-        self, settings: NodeSettings, binaries: Binaries, account: Account | None, sink: ProcessSink
+        self,
+        settings: NodeSettings,
+        binaries: Binaries,
+        account: Account | None,
+        sink: ProcessSink,
+        metrics: Metrics | None = None,
     ) -> None:
         self._settings = settings
         self._binaries = binaries
         self._account = account
+        self._starter = children.Starter(account, metrics=metrics, oom_score_adj=settings.oom_score_adj)
         self._sink = sink
         self._target = parse_connstr(settings.connstr)
         self._pgdata = os.path.abspath(settings.pgdata)  # noqa: PTH100 - links stay as they were given
@@ -238,7 +245,7 @@ class Server(Port):
                     scratch,
                     f"--config-file={scratch}/postgresql.conf",
                 ],
-                account=self._account,
+                starter=self._starter,
                 env=environment(os.environ) | {"LC_ALL": "C"},
                 cwd=scratch,
                 timeout_s=CHECK_TIMEOUT_S,
@@ -266,7 +273,7 @@ class Server(Port):
             try:
                 result = children.run(
                     [self._binaries.sibling("pg_config"), "--pkglibdir"],
-                    account=self._account,
+                    starter=self._starter,
                     env=environment(os.environ),
                     cwd="/",
                     timeout_s=CHECK_TIMEOUT_S,
@@ -329,7 +336,7 @@ class Server(Port):
             raise PostgresError(msg)
 
     def _source(self) -> Source:
-        return InitdbSource(self._binaries, self._account, self._target.user, environment(os.environ))
+        return InitdbSource(self._binaries, self._starter, self._target.user, environment(os.environ))
 
     def _seal(self) -> Seal:
         return Seal(
@@ -374,7 +381,7 @@ class Server(Port):
                 self._binaries,
                 self._pgdata,
                 port=self._target.port if self._settings.source is SourceName.INITDB else None,
-                account=self._account,
+                starter=self._starter,
                 storage_token=spec.storage_auth_token,
                 output=writer,
                 cancellation=cancellation,
@@ -499,7 +506,7 @@ class Server(Port):
         cores.report(
             cores.find(self._pgdata, self._launched_wall_s),
             self._binaries.postgres,
-            account=self._account,
+            starter=self._starter,
             env=environment(os.environ),
             cancellation=cancellation,
         )

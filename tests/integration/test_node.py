@@ -15,6 +15,7 @@ import pytest
 from compute_node.cli import keys
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
+from compute_node.process.limits import OOM_SCORE
 
 from fix_node import COMPUTE_ID, ROOT, MakeNode, Node, as_account, setting, spec, system_python
 from fix_postgres import absent, listens, wait_until
@@ -138,8 +139,46 @@ def test_everything_works_as_an_ordinary_user_too(
             str(copy / "compute_node" / "run.py"),
         ]
         node.runs_as = as_account(account)
+    node.command = [*SCORED, *node.command]
     node.run(spec(**APP))
     assert node.query("select 1", user="app", dbname="app") == [(1,)]
+    assert oom_scores(node) == (0, 0, SCORE), "as far as that is permitted"
+    assert node.log.count("not protected from the OOM killer") == 1
+    assert node.stop() == 0, node.log
+
+
+SCORE = 100
+SCORED = ["/bin/sh", "-c", f'echo {SCORE} > /proc/self/oom_score_adj; exec "$@"', "sh"]
+"""What a command begins with to have another OOM score than usual."""
+
+
+def oom_scores(node: Node) -> tuple[int, int, int]:
+    """Return those of the node, of its postmaster, of a session."""
+    assert node.process is not None
+    ((session, score),) = node.query("select pg_backend_pid(), pg_read_file('/proc/self/oom_score_adj')")
+    assert session
+    pids = (node.process.pid, node.postmaster())
+    ours, postmasters = (int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in pids)
+    return ours, postmasters, int(score)
+
+
+def may_lower_oom_scores() -> bool:
+    """Whether this process has the capability for it (CAP_SYS_RESOURCE, bit 24)."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return bool(int(status["CapEff"], 16) & 1 << 24)
+
+
+def test_node_and_postmaster_are_protected_from_the_oom_killer_and_backends_are_not(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15)
+    node.command = [*SCORED, *node.command]
+    node.run()
+    lowered = OOM_SCORE if may_lower_oom_scores() else 0
+    assert oom_scores(node) == (lowered, lowered, SCORE)
+    assert node.log.count("not protected from the OOM killer") == (lowered == 0)
+    spawned = 'compute_node_spawns_total{program="initdb"} 1.0'
+    assert spawned in node.call("GET", "/metrics", token=None).body.splitlines()
     assert node.stop() == 0, node.log
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.postgres_process import orphans
+from compute_node.actors.postgres_process.children import Starter
 from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.lock import FolderLock
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
@@ -698,7 +699,7 @@ def test_a_kill_in_the_middle_of_initdb_is_made_good_by_the_next_start(
 def test_an_unknown_locale_is_named(
     binaries: Binaries, account: Account | None, postgres_folder: Path
 ) -> None:
-    source = InitdbSource(binaries, account, "cloud_admin", dict(os.environ), locale="xx_YY.UTF-8")
+    source = InitdbSource(binaries, Starter(account), "cloud_admin", dict(os.environ), locale="xx_YY.UTF-8")
     with pytest.raises(SourceError, match=r"does not know the locale xx_YY.UTF-8"):
         source.build(str(postgres_folder / "data"), fast_spec(), Cancellation())
 

@@ -10,10 +10,9 @@ from typing_extensions import override
 from ....messages.failpoints import Failpoint
 from ....messages.settings import SourceName
 from ....messages.spec import ComputeSpec
-from ....postgres.accounts import Account
 from ....postgres.binaries import Binaries
 from ...kit.jobs import Cancellation
-from ..children import run
+from ..children import Starter, run
 from ..port import PostgresError
 from . import Source, SourceError
 
@@ -25,21 +24,21 @@ _BAD_LOCALE: Final = re.compile(r"invalid locale (?:name|settings)")
 
 
 class InitdbSource(Source):
-    """Runs initdb as the account; its superuser is the user of `-C`."""
+    """Runs initdb; its superuser is the user of `-C`."""
 
     name = SourceName.INITDB
 
     def __init__(
         self,
         binaries: Binaries,
-        account: Account | None,
+        starter: Starter,
         superuser: str,
         env: Mapping[str, str],
         *,
         locale: str = LOCALE,
     ) -> None:
         self._binaries = binaries
-        self._account = account
+        self._starter = starter
         self._superuser = superuser
         self._env = dict(env)
         self._locale = locale
@@ -54,7 +53,7 @@ class InitdbSource(Source):
         try:
             result = run(
                 command,
-                account=self._account,
+                starter=self._starter,
                 env=self._env,
                 cwd=str(Path(target).parent),
                 timeout_s=TIMEOUT_S,

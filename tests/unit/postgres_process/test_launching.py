@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
+from compute_node.actors.kit.metrics import Metrics
 from compute_node.actors.postgres_process import children, cores, orphans, readiness, segments
 from compute_node.actors.postgres_process.control import ClusterState, read_state
 from compute_node.actors.postgres_process.launcher import (
@@ -17,12 +18,14 @@ from compute_node.actors.postgres_process.launcher import (
     stale_lock_holder,
 )
 from compute_node.actors.postgres_process.port import PostgresError
+from compute_node.messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from compute_node.messages.postgres import StopRung
 from compute_node.messages.secret import Secret
 from hypothesis import given
 from hypothesis import strategies as st
 
 WAIT_S = 10.0
+STARTER = children.Starter(None)
 
 SECRETS = {
     "NEON_CONTROL_PLANE_TOKEN": "canary",
@@ -218,7 +221,7 @@ def run_shell(
 ) -> children.Result:
     return children.run(
         ["/bin/sh", "-c", script],
-        account=None,
+        starter=STARTER,
         env={"PATH": os.environ["PATH"]},
         cwd="/",
         timeout_s=timeout_s,
@@ -270,10 +273,21 @@ def test_a_cancelled_program_is_gone_with_all_it_started_when_the_call_returns(t
     os.close(reader)
 
 
+def test_the_start_of_a_program_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    starter = children.Starter(None, metrics=metrics)
+    for limit_s in (1000.0, 0.0):
+        monkeypatch.setattr(children, "SLOW_SPAWN_S", limit_s)
+        starter.start(["/bin/true"], env={}, cwd="/", output=subprocess.DEVNULL).wait()
+    assert metrics.read(SPAWNS) == {("true",): 2}
+    assert metrics.read(SLOW_SPAWNS) == {("true",): 1}
+    assert metrics.read(SPAWN_SECONDS)["true",] > 0
+
+
 def test_a_program_that_is_not_there_is_named() -> None:
     with pytest.raises(PostgresError, match=r"/nowhere/initdb cannot be run: No such file"):
         children.run(
-            ["/nowhere/initdb"], account=None, env={}, cwd="/", timeout_s=1, cancellation=Cancellation()
+            ["/nowhere/initdb"], starter=STARTER, env={}, cwd="/", timeout_s=1, cancellation=Cancellation()
         )
 
 
@@ -324,6 +338,6 @@ def test_a_backtrace_is_logged_by_whatever_debugger_there_is(
     for name in installed:
         fake_debugger(tmp_path, name)
     monkeypatch.setenv("PATH", str(tmp_path))
-    cores.report(["/pg/core"], "/bin/postgres", account=None, env={}, cancellation=Cancellation())
+    cores.report(["/pg/core"], "/bin/postgres", starter=STARTER, env={}, cancellation=Cancellation())
     assert "core dump found: /pg/core" in caplog.text
     assert said in caplog.text
