@@ -75,10 +75,21 @@ def run(
         news.tell()
         return news.report(exiting)
     finally:
-        if postmaster.stop(launch.settings.stop_timeout_s):
-            log.error("Postgres had to be stopped by the main thread, as a last resort")
-        if left := system.stop(ACTORS_STOP_S):
-            log.warning("threads that did not end: %s", ", ".join(left))
+        end(postmaster.stop, system.stop, launch.settings.stop_timeout_s)
+
+
+def end(
+    stop_postgres: Callable[[float], bool], stop_actors: Callable[[float], tuple[str, ...]], budget_s: float
+) -> None:
+    """End what may still be there when the node's life is over: Postgres first, then the actors.
+
+    Then Postgres again: its launch may have been under way at the first look.
+    """
+    had_to = stop_postgres(budget_s)
+    if left := stop_actors(ACTORS_STOP_S):
+        log.warning("threads that did not end: %s", ", ".join(left))
+    if stop_postgres(budget_s) or had_to:
+        log.error("Postgres had to be stopped by the main thread, as a last resort")
 
 
 class _News:

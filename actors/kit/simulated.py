@@ -4,6 +4,8 @@ At each step the scheduler picks one of: the next message of some mailbox, a job
 the seed says so or nothing else is left, the next timer (time jumps to it). The same seed picks the same.
 """
 
+import heapq
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -71,15 +73,22 @@ class SimulatedFailpoints(Failpoints):
 
 
 class SimulatedRuntime(Host):
-    """Runs actors one message at a time; `trace` tells what was picked, in order."""
+    """Runs actors one message at a time; `trace` tells what was picked, in order.
 
-    def __init__(self, seed: int, *, watcher: str = "supervisor") -> None:
+    `continuing` is the runtime of a process that was killed: its actors, jobs and timers are gone, while time,
+    chance, the trace and what happens around the process go on.
+    """
+
+    def __init__(
+        self, seed: int, *, watcher: str = "supervisor", continuing: "SimulatedRuntime | None" = None
+    ) -> None:
         self.random = random.Random(seed)  # noqa: S311 - a seeded choice is what is wanted
         self.clock = SimulatedClock()
+        self.stalled_s = 0.0
+        """How much time passed although there was something to do: a machine that stood still."""
         self.metrics = Metrics()
         self.failpoints = SimulatedFailpoints(self.clock)
         self.journal = Journal()
-        self.trace: list[str] = []
         self.abandoned: list[ActorFailed] = []
         self.after_step: Callable[[], None] = lambda: None
         self._watcher = watcher
@@ -87,7 +96,25 @@ class SimulatedRuntime(Host):
         self._mailboxes: dict[str, deque[Envelope]] = {}
         self._jobs: list[tuple[str, Job]] = []
         self._timers: list[tuple[float, int, str, Envelope]] = []
-        self._timer_count = 0
+        self._happenings: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = itertools.count()
+        self._steps: list[tuple[float, str, str, object]] = []
+        if continuing is not None:
+            self.random, self.clock, self.stalled_s = (
+                continuing.random,
+                continuing.clock,
+                continuing.stalled_s,
+            )
+            self._happenings, self._steps = continuing._happenings, continuing._steps
+            self._timer_count = continuing._timer_count
+
+    @property
+    def trace(self) -> list[str]:
+        """What was picked, in order, one line each."""
+        return [
+            f"{at:.3f} {name} {verb} {what if isinstance(what, str) else repr(what)}"
+            for at, name, verb, what in self._steps
+        ]
 
     def ref(self, name: str) -> "Ref[Any]":
         """Return the address of an actor, which may be spawned later."""
@@ -119,10 +146,14 @@ class SimulatedRuntime(Host):
         choices: list[Callable[[], bool]] = [partial(self._deliver, name) for name in ready]
         choices += [partial(self._try_job, entry) for entry in self._jobs_on_threads()]
         self.random.shuffle(choices)
-        if self._timers:
-            is_near = self._next_timer()[0] <= self.clock.now() + 1
+        next_s = self._next_s()
+        if next_s is not None:
+            is_near = next_s <= self.clock.now() + 1
             chance = TIMER_CHANCE if is_near else FAR_TIMER_CHANCE
-            choices.insert(0 if self.random.random() < chance else len(choices), self._fire_timer)
+            if self.random.random() < chance:
+                choices.insert(0, partial(self._stand_still, next_s))
+            else:
+                choices.append(self._fire_timer)
         for choice in choices:
             if choice():
                 self.after_step()
@@ -162,7 +193,7 @@ class SimulatedRuntime(Host):
         """Let that much time pass, with all that it brings."""
         end = self.clock.now() + seconds
         self.settle()
-        while self._timers and self._next_timer()[0] <= end:
+        while (next_s := self._next_s()) is not None and next_s <= end:
             self._fire_timer()
             self.settle()
         self.clock.move_to(end)
@@ -183,6 +214,11 @@ class SimulatedRuntime(Host):
         self.settle()
         return tuple(job.name for _, job in self._jobs)
 
+    def later(self, delay_s: float, happening: Callable[[], None]) -> None:
+        """Let something happen around the process, in that many seconds."""
+        entry = (self.clock.now() + delay_s, next(self._timer_count), happening)
+        heapq.heappush(self._happenings, entry)
+
     # --- Host
 
     @override
@@ -201,12 +237,12 @@ class SimulatedRuntime(Host):
 
     @override
     def deliver_after(self, name: str, delay_s: float, envelope: Envelope) -> None:
-        self._timer_count += 1
-        self._timers.append((self.clock.now() + delay_s, self._timer_count, name, envelope))
+        entry = (self.clock.now() + delay_s, next(self._timer_count), name, envelope)
+        heapq.heappush(self._timers, entry)
 
     @override
     def actor_failed(self, name: str, error: str) -> None:
-        self.trace.append(f"{self.clock.now():.3f} {name} died: {error}")
+        self._steps.append((self.clock.now(), name, "died:", error))
         failure = ActorFailed(name, error)
         watcher = self._cells.get(self._watcher)
         if watcher is None or watcher.dead is not None:
@@ -218,7 +254,7 @@ class SimulatedRuntime(Host):
 
     def _deliver(self, name: str) -> bool:
         envelope = self._mailboxes[name].popleft()
-        self._note(name, repr(envelope.message))
+        self._note(name, envelope.message)
         self._cells[name].handle(envelope)
         return True
 
@@ -244,19 +280,29 @@ class SimulatedRuntime(Host):
         self._note(name, f"job '{job.name}' ended")
         return True
 
-    def _next_timer(self) -> tuple[float, int, str, Envelope]:
-        return min(self._timers, key=lambda timer: timer[:2])
+    def _next_s(self) -> float | None:
+        """Return when the next timer is due, or something else happens."""
+        timer = self._timers[0][0] if self._timers else None
+        happening = self._happenings[0][0] if self._happenings else None
+        return happening if timer is None else timer if happening is None else min(timer, happening)
+
+    def _stand_still(self, until_s: float) -> bool:
+        self.stalled_s += max(0.0, until_s - self.clock.now())
+        return self._fire_timer()
 
     def _fire_timer(self) -> bool:
-        entry = self._next_timer()
-        self._timers.remove(entry)
-        at, _, name, envelope = entry
+        if not self._timers or (self._happenings and self._happenings[0] < self._timers[0][:2]):
+            at, _, happen = heapq.heappop(self._happenings)
+            self.clock.move_to(at)
+            happen()
+            return True
+        at, _, name, envelope = heapq.heappop(self._timers)
         if envelope.guard is not None and envelope.guard.cancelled:
             return True
         self.clock.move_to(at)
-        self._note(name, f"timer {envelope.message!r}")
+        self._steps.append((self.clock.now(), name, "<- timer", envelope.message))
         self.send(name, envelope)
         return True
 
-    def _note(self, name: str, what: str) -> None:
-        self.trace.append(f"{self.clock.now():.3f} {name} <- {what}")
+    def _note(self, name: str, what: object) -> None:
+        self._steps.append((self.clock.now(), name, "<-", what))

@@ -89,6 +89,13 @@ def unlink_shared_memory(pgdata: str, target: str, account: Account | None) -> N
         make_folder(str(link), account)
 
 
+def remove_left_behind(pgdata: str, account: Account | None, *, shared_memory: str = SHARED_MEMORY) -> None:
+    """Remove the folders of a run that was killed; only while nothing works in this PGDATA."""
+    remove_private(socket_folder(pgdata, account), account)
+    for target in sorted(Path(shared_memory).glob(f"{PREFIX}{_digest(pgdata)}-*")):
+        unlink_shared_memory(pgdata, str(target), account)
+
+
 def _clear(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()

@@ -31,6 +31,7 @@ from .port import Launch, PgdataRefusedError, Port, PostgresError, ProcessSink
 from .run_folders import (
     link_shared_memory,
     make_private,
+    remove_left_behind,
     remove_private,
     socket_folder,
     temporary_folder,
@@ -142,6 +143,7 @@ class Server(Port):
             folder.recover(self._paths, plan, cancellation)
             cancellation.reach(Failpoint.INSPECT_RECOVERED)
             judgement = self._judge(folder.look(self._paths))
+            remove_left_behind(self._pgdata, self._account)
         elif orphans.working_in((self._pgdata,)):
             self._refuse_live()
         assert isinstance(judgement, Usable)  # noqa: S101 - what is ours does not become foreign

@@ -196,6 +196,8 @@ class Supervisor(Actor[SupervisorMessage]):
                 )
 
     def _dump_journal(self, level: int) -> None:
+        if not log.isEnabledFor(level):
+            return
         for entry in self.journal()[-DUMPED_ENTRIES:]:
             content = bytes(entry.content).decode()
             log.log(

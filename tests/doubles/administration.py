@@ -1,6 +1,6 @@
 """A Postgres without Postgres: a catalog in memory that changes as the model says, and breaks on demand."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -65,6 +65,7 @@ class FakeAdministration(Administration):
         """What a statement about this subject fails with."""
         self.operations_left: int | None = None
         """The connection is lost before the one after these."""
+        self.before_each: Callable[[], None] = lambda: None
         self._next_oid = 20_000
 
     @override
@@ -77,6 +78,7 @@ class FakeAdministration(Administration):
 
     def run(self, operation: op.AnyOperation) -> str | None:
         """Change the world, or say why Postgres would not."""
+        self.before_each()
         if self.operations_left is not None:
             if self.operations_left == 0:
                 msg = "the connection was lost"

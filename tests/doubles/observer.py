@@ -5,22 +5,9 @@ from compute_node.actors.activity_monitor.port import Observer
 from compute_node.actors.activity_monitor.reach import Observation, Reach
 from compute_node.actors.kit.clock import Clock
 from compute_node.actors.kit.jobs import Blocked, Cancellation
-from compute_node.actors.kit.simulated import SimulatedClock
 from typing_extensions import override
 
 ACTIVE = Readings(sessions=(Sessions(own=False, state="active", count=1, changed_at_s=0.0),))
-
-
-class JumpyClock(SimulatedClock):
-    """A simulated clock whose wall time an administrator may set; the monotonic one does not care."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.offset_s = 0.0
-
-    @override
-    def wall(self) -> float:
-        return super().wall() + self.offset_s
 
 
 class FakeObserver(Observer):

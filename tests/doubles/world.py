@@ -1,12 +1,14 @@
 """A whole node under the simulated runtime: every actor is the real one, the world around them is made up.
 
-A `World` is a function of its seed: who goes next, what fails, what people ask and when. After each step its
-invariants are checked; on a failure `trace` tells what happened, and the same seed does it again.
+A `World` is a function of its seed: who goes next, what fails, what people ask and when, and when the node's
+process is killed, after which another life begins on the same machine. After each step the invariants are
+checked (invariants.py); on a failure `trace` tells what happened, and the same seed does it again.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Final
 
 from compute_node.actors.activity_monitor.actor import ActivityMonitor
 from compute_node.actors.activity_monitor.reach import Reach
@@ -17,35 +19,66 @@ from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
 from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
-from compute_node.actors.supervisor.lifecycle import TRANSITIONS
-from compute_node.actors.supervisor.state import Phase, readiness
 from compute_node.actors.supervisor.turn import Moment
+from compute_node.messages.base import Message, Request
+from compute_node.messages.catalog import ApplyFailed, SpecApplied
 from compute_node.messages.lifecycle import (
+    EXIT_FAILED,
     AwaitExit,
     Boot,
     Configure,
     ExitReport,
+    GetReadiness,
     GetStatus,
     RereadConfiguration,
     ShutdownMode,
     SignalReceived,
-    Status,
     StatusChanged,
     Terminate,
 )
-from compute_node.messages.metrics import UP
-from compute_node.messages.postgres import PgdataKind, StopRung
-from compute_node.messages.spec import ComputeSpec
+from compute_node.messages.postgres import (
+    ConfigurationAccepted,
+    ConfigurationInstalled,
+    ConfigurationInstallFailed,
+    ConfigurationRefused,
+    PgdataFailed,
+    PgdataKind,
+    PgdataPrepared,
+    PostgresReady,
+    PostgresStartFailed,
+    StopRung,
+)
+from compute_node.messages.settings import NodeSettings
+from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption
+from compute_node.process import node
 from typing_extensions import override
 
-from doubles.administration import FakeAdministration
-from doubles.observer import FakeObserver
-from doubles.postgres_server import FakeServer, Faults
+from doubles.invariants import Invariants
+from doubles.machine import (
+    REFUSED_SETTING,
+    Hardships,
+    Machine,
+    MachineAdministration,
+    MachineObserver,
+    SimulatedServer,
+)
 from doubles.servers import FakeServers
 from doubles.specs import a_spec, settings, with_role
 
-LONGEST_LIFE_S = 3_600.0
-"""Simulated seconds after which a node that was told to end must have ended."""
+REFUSED: Final = a_spec(
+    cluster=Cluster(roles=(), databases=(), settings=(GenericOption(REFUSED_SETTING, "string", "on"),))
+)
+MAX_STEPS: Final = 6_000
+"""In one life."""
+PATIENCE_S: Final = 90.0
+"""How long a quiet world may take to come right: longer than anything that ends by itself."""
+STAYS_S: Final = 3.0
+"""How long it is watched after that."""
+HOUR_S: Final = 3_600.0
+
+
+class Bug(Message, frozen=True):
+    """A message that no actor understands: each dies of it."""
 
 
 class _Listener(Actor[StatusChanged]):
@@ -61,179 +94,392 @@ class _Listener(Actor[StatusChanged]):
 class Waiting:
     """A request that somebody made, and its answer to be."""
 
-    what: str
+    request: Request[Any]
     pending: Pending[Any]
+    asked_active_s: float
 
 
 class World:
-    """One node and everybody around it."""
+    """One node and everybody around it, over all its lives. To be closed."""
 
-    def __init__(self, seed: int) -> None:
+    step_of_the_wall_clock_s = 0.0
+    """By how much the wall clock jumps, back and forth, at each step."""
+
+    def __init__(self, seed: int, *, drawn: bool = False, kind: PgdataKind = PgdataKind.ABSENT) -> None:
+        """With `drawn` the machine and the command line come from the seed too; else they are plain."""
         self.seed = seed
+        self.drawn = drawn
         self.runtime = SimulatedRuntime(seed)
         self.random = self.runtime.random
-        self.server = FakeServer(self.runtime.clock, kind=self.random.choice(list(PgdataKind)))
-        self.administration = FakeAdministration()
-        self.observer = FakeObserver(self.runtime.clock)
-        self.servers = FakeServers()
-        self.reread: ComputeSpec | None = None
-        self.changes: list[StatusChanged] = []
-        self.waiting: list[Waiting] = []
-        self.ordered_to_end = False
-        self.supervisor = Supervisor(
-            settings(dev=self.random.random() < 0.5, config_path="/some/config.json"),
-            {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, HTTP)},
-            read_spec=lambda: self.reread,
-            listeners=(self.runtime.ref("listener"),),
-            began=Moment(self.runtime.clock.now(), self.runtime.clock.wall()),
+        self.clock = self.runtime.clock
+        kinds = list(PgdataKind) if drawn else [kind]
+        self.machine = Machine(
+            self.runtime, self.random.choice(kinds), mount=drawn and self.random.random() < 0.25
         )
-        self.ref = self.runtime.ref("supervisor")
-        self._settings = settings()
-        self._actors: dict[str, Actor[Any]] = {
-            "listener": _Listener(self.changes.append),
-            "supervisor": self.supervisor,
-            POSTGRES: PostgresProcess(self._settings, self.ref, self.server),
-            CONFIGURATOR: Configurator(self._settings, self.ref, self.administration),
-            MONITOR: ActivityMonitor(self._settings, self.ref, self.observer),
-            HTTP: HttpFacade(self.servers, self.ref),
-        }
-        self.runtime.after_step = self.check
+        self.servers = FakeServers()
+        self.observer = MachineObserver(self.machine)
+        self.reread: ComputeSpec | None = None
+        self.lives = 0
+        self.ends: list[ExitReport | None] = []
+        """How each life ended; None: it was killed."""
+        self.reached: set[Any] = set()
+        """Every status that was reached."""
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the machine back."""
+        if self.lives:
+            self.server.release()
+        self.machine.close()
 
     # --- A life
 
-    def boot(self, spec: ComputeSpec | None) -> "World":
-        """Start every actor and the node."""
-        for name, actor in self._actors.items():
-            self.runtime.spawn(name, actor)
+    def boot(self, spec: ComputeSpec | None, **changes: Any) -> "World":
+        """Begin a life: start every actor and the node. The keywords are fields of NodeSettings."""
+        if self.lives:
+            self.runtime = SimulatedRuntime(self.seed, continuing=self.runtime)
+            self.machine.runtime = self.runtime
+            self.machine.next_life()
+        self.lives += 1
+        self.changes: list[StatusChanged] = []
+        self.waiting: list[Waiting] = []
+        self.stop_asked_s: float | None = None
+        """When the node was first told to end, in active seconds."""
+        self.settings = self._settings(changes)
+        self.machine.fresh |= self.settings.fresh
+        self.servers = FakeServers(taken=self.servers.taken)
+        runtime = self.runtime
+        self.ref = runtime.ref("supervisor")
+        self.supervisor = Supervisor(
+            self.settings,
+            {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, HTTP)},
+            read_spec=lambda: self.reread,
+            listeners=(runtime.ref("listener"),),
+            began=Moment(self.clock.now(), self.clock.wall()),
+        )
+        self.server = SimulatedServer(self.machine, self.settings)
+        administration = MachineAdministration(self.machine)
+        self.actors: dict[str, Actor[Any]] = {
+            "listener": _Listener(self._changed),
+            "supervisor": self.supervisor,
+            POSTGRES: PostgresProcess(self.settings, self.ref, self.server),
+            CONFIGURATOR: Configurator(self.settings, self.ref, administration),
+            MONITOR: ActivityMonitor(self.settings, self.ref, self.observer),
+            HTTP: HttpFacade(self.servers, self.ref),
+        }
+        self.invariants = Invariants(self)
+        runtime.after_step = self._after_step
+        for name, actor in self.actors.items():
+            runtime.spawn(name, actor)
         self.exit: Pending[ExitReport] = self.ref.request(AwaitExit())
         self.ref.tell(Boot(spec))
         return self
 
-    def ask(self, what: str, request: Any) -> Waiting:
+    def _settings(self, changes: dict[str, Any]) -> NodeSettings:
+        fields: dict[str, Any] = {"pgdata": self.machine.pgdata, "config_path": "/some/config.json"}
+        if self.drawn:
+            fields["dev"] = self.random.random() < 0.3
+            fields["fresh"] = self.random.random() < 0.1
+            fields["set_aside_pgdata"] = self.random.random() < 0.1
+        return settings(**(fields | changes))
+
+    def _after_step(self) -> None:
+        self.invariants.check()
+        self.step_of_the_wall_clock_s *= -1
+        self.clock.wall_is_off_by_s += self.step_of_the_wall_clock_s
+
+    def _changed(self, change: StatusChanged) -> None:
+        self.changes.append(change)
+        self.reached.add(change.new)
+        self.invariants.status_changed(change)
+
+    @property
+    def active_s(self) -> float:
+        """The time that the node had to itself: without what it stood still although there was work."""
+        return self.clock.now() - self.runtime.stalled_s
+
+    @property
+    def over(self) -> bool:
+        """Whether the main thread would go on to its end now."""
+        return self.exit.done or bool(self.runtime.abandoned)
+
+    def crash(self) -> None:
+        """Kill the node's process: its actors are gone, its children are not."""
+        self.invariants.killed()
+        self.server.release()
+        self.ends.append(None)
+        self.runtime.after_step = lambda: None
+
+    def finish(self, *, launch_ends_between: bool = False) -> ExitReport:
+        """End the process as the main thread does, and check that nobody and nothing is left.
+
+        `launch_ends_between`: a launch under way comes to its end after the last resort has looked.
+        """
+        self._launch_ends_between = launch_ends_between
+        self.invariants.over()
+        node.end(self._last_resort, self._stop_actors, self.settings.stop_timeout_s)
+        self.server.release()
+        if self.runtime.abandoned:
+            report = ExitReport(EXIT_FAILED, f"{self.runtime.abandoned[0]} and nobody was left to handle it")
+        else:
+            report = self.exit.get(0)
+        self.ends.append(report)
+        self.invariants.ended(report)
+        return report
+
+    def _last_resort(self, budget_s: float) -> bool:
+        self._go_on_meanwhile()
+        return self.machine.last_resort(budget_s)
+
+    def _go_on_meanwhile(self) -> None:
+        """Let the threads of actors and jobs do some more while the main thread does something."""
+        self.runtime.after_step = lambda: None
+        for _ in range(self.random.randrange(12) if self.drawn else 0):
+            self.runtime.step()
+
+    def _stop_actors(self, _: float) -> tuple[str, ...]:
+        self._go_on_meanwhile()
+        if self._launch_ends_between:
+            self.runtime.advance(self.machine.faults.launch_takes_s)
+        return self.runtime.stop()
+
+    # --- What people do
+
+    def ask(self, request: Request[Any]) -> Waiting:
         """Ask the Supervisor something whose answer may take long."""
-        waiting = Waiting(what, self.ref.request(request))
+        waiting = Waiting(request, self.ref.request(request), self.active_s)
         self.waiting.append(waiting)
         return waiting
+
+    def configure(self, spec: ComputeSpec) -> Waiting:
+        return self.ask(Configure(spec))
+
+    def terminate(self, mode: ShutdownMode | None = None) -> Waiting:
+        self._stop_was_asked()
+        return self.ask(Terminate(mode or self.random.choice(list(ShutdownMode))))
+
+    def signal(self) -> None:
+        self._stop_was_asked()
+        self.ref.tell(SignalReceived("SIGTERM"))
+
+    def _stop_was_asked(self) -> None:
+        if self.stop_asked_s is None:
+            self.stop_asked_s = self.active_s
+
+    def some_spec(self) -> ComputeSpec:
+        return self.random.choice(
+            [a_spec(), with_role("a"), with_role("b"), with_role("a", mode="Replica"), REFUSED]
+        )
 
     def act(self) -> None:
         """Let somebody do something, drawn from the seed."""
         actions: list[tuple[int, Callable[[], object]]] = [
-            (5, lambda: self.ask("configure", Configure(self.some_spec()))),
-            (2, lambda: self.ask("reread", RereadConfiguration())),
-            (3, lambda: self.ask("status", GetStatus())),
-            (2, self.break_something),
-            (2, self.mend),
-            (1, self.terminate),
-            (1, self.signal),
+            (8, lambda: self.configure(self.some_spec())),
+            (4, self.reread_configuration),
+            (4, lambda: self.ask(self.random.choice([GetStatus(), GetReadiness()]))),
+            (6, self.break_something),
+            (4, self.mend),
+            (2, self.terminate),
+            (2, self.signal),
+            (2, self.say_something_late),
+            (2, self.set_the_wall_clock),
+            (1, self.plant_a_bug),
         ]
         weights = [weight for weight, _ in actions]
         _, action = self.random.choices(actions, weights)[0]
         action()
 
-    def terminate(self) -> Waiting:
-        self.ordered_to_end = True
-        return self.ask("terminate", Terminate(self.random.choice(list(ShutdownMode))))
+    def reread_configuration(self) -> None:
+        self.reread = self.some_spec()
+        self.ask(RereadConfiguration())
 
-    def signal(self) -> None:
-        self.ordered_to_end = True
-        self.ref.tell(SignalReceived("SIGTERM"))
+    def say_something_late(self) -> None:
+        """Let the outcome of an operation that is not under way come again."""
+        number = self.supervisor.state.operation - 1
+        outcomes: list[Message] = [
+            ConfigurationAccepted(number),
+            ConfigurationRefused(number, "late"),
+            PgdataPrepared(number, kept=False, took_ms=1),
+            PgdataFailed(number, "late"),
+            PostgresReady(number, 1, 1),
+            PostgresStartFailed(number, "late"),
+            ConfigurationInstalled(number),
+            ConfigurationInstallFailed(number, "late"),
+            SpecApplied(number, 1, 1),
+            ApplyFailed(number, "late"),
+        ]
+        self.ref.tell(self.random.choice(outcomes))
 
-    def some_spec(self) -> ComputeSpec:
-        return self.random.choice([a_spec(), with_role("a"), with_role("b"), with_role("a", mode="Replica")])
+    def set_the_wall_clock(self) -> None:
+        self.clock.wall_is_off_by_s += self.random.choice([-HOUR_S, HOUR_S])
+
+    def plant_a_bug(self) -> None:
+        self.runtime.ref(self.random.choice([name for name in self.actors if name != "listener"])).tell(Bug())
 
     def break_something(self) -> None:
         """Turn one switch of the world the wrong way."""
-        faults, choice = self.server.faults, self.random.randrange(9)
-        match choice:
+        machine, faults = self.machine, self.machine.faults
+        match self.random.randrange(14):
             case 0:
                 faults.conf_refused = "setting foo: no"
             case 1:
                 faults.install_refused = "Postgres did not take it"
             case 2:
-                self.administration.broken["a"] = "no"
+                machine.broken[self.random.choice(['role "a"', 'database "b"'])] = "no"
             case 3:
-                self.administration.held = True
+                machine.held = True
             case 4:
                 self.observer.reach = self.random.choice([Reach.FROZEN, Reach.UNREACHABLE, Reach.RECOVERING])
             case 5:
                 faults.ignores = frozenset(self.random.sample([StopRung.FAST, StopRung.IMMEDIATE], 1))
             case 6:
                 faults.install_takes_s = faults.stop_takes_s = self.random.choice([0.0, 1.0, 7.0])
-            case 7 if self.server.alive:
-                self.server.crash()
+            case 7:
+                machine.crash()
+            case 8:
+                self.crash_a_backend()
+            case 9:
+                faults.tidy_takes_s = self.random.choice([2.0, 1_000.0])
+            case 10:
+                self.observer.takes_s = self.random.choice([1.0, 100.0])
+            case 11:
+                self.servers.under_way = 1
+            case 12:
+                faults.cores_take_s = 60.0
             case _:
-                self.administration.operations_left = self.random.randrange(3)
+                machine.operations_left = self.random.randrange(3)
+
+    def crash_a_backend(self) -> None:
+        """Let Postgres lose all its sessions and recover in place."""
+        self.machine.connection_lost = True
+        self.observer.reach = Reach.RECOVERING
+
+        def recovered() -> None:
+            if self.observer.reach is Reach.RECOVERING:
+                self.observer.reach = Reach.UP
+
+        self.runtime.later(self.random.choice([0.5, 3.0]), recovered)
 
     def mend(self) -> None:
         """Turn all switches back."""
-        self.server.faults = Faults()
-        self.administration.broken.clear()
-        self.administration.held = False
-        self.administration.operations_left = None
+        self.machine.faults.__dict__.update(Hardships().__dict__)
+        self.machine.broken.clear()
+        self.machine.held = False
+        self.machine.connection_lost = False
+        self.machine.operations_left = None
         self.observer.reach = Reach.UP
+        self.observer.takes_s = 0.0
+        self.servers.under_way = 0
+        self.servers.taken = None
+        self.servers.held = False
+        if self.machine.postmaster is not None:
+            self.machine.postmaster.ready_at = min(self.machine.postmaster.ready_at, self.clock.now())
 
     def random_start_faults(self) -> None:
         """Decide before the boot how hard the start will be."""
-        faults = self.server.faults
-        if self.random.random() < 0.5:
+        faults, chance = self.machine.faults, self.random.random
+        if chance() < 0.5:
             return
         faults.initdb_takes_s = self.random.choice([0.0, 2.0])
-        faults.ready_after_s = self.random.choice([0.0, 3.0])
-        faults.never_ready = self.random.random() < 0.1
-        faults.recovering = self.random.random() < 0.2
-        faults.conf_refused = "setting foo: no" if self.random.random() < 0.1 else None
-        faults.initdb_fails = "no space" if self.random.random() < 0.1 else None
-        faults.launch_fails = "no such file" if self.random.random() < 0.1 else None
-        faults.folder_refused = self.random.choice([1, 75]) if self.random.random() < 0.1 else None
-        faults.exits_after_s = 4.0 if self.random.random() < 0.1 else None
-        self.servers.taken = "port 3080 is taken" if self.random.random() < 0.1 else None
+        faults.ready_after_s = self.random.choice([0.0, 3.0, 30.0])
+        faults.launch_takes_s = self.random.choice([0.0, 1.0])
+        faults.orphan_takes_s = self.random.choice([0.0, 5.0, 100.0])
+        faults.backend_survives = chance() < 0.3
+        faults.never_ready = chance() < 0.1
+        faults.conf_refused = "setting foo: no" if chance() < 0.1 else None
+        faults.initdb_fails = "no space" if chance() < 0.1 else None
+        faults.launch_fails = "no such file" if chance() < 0.1 else None
+        faults.folder_refused = self.random.choice([1, 75]) if chance() < 0.05 else None
+        faults.exits_after_s = 4.0 if chance() < 0.1 else None
+        self.servers.taken = "port 3080 is taken" if chance() < 0.1 else None
+        self.servers.held = chance() < 0.1
+        self.observer.takes_s = self.random.choice([0.0, 100.0])
 
-    def live(self, *, acts: int, steps: int = 4_000) -> ExitReport:
-        """Let people act now and then; end the node if nobody has; return how it ended."""
-        self.reread = self.some_spec()
-        left = acts
-        for _ in range(steps):
-            if self.exit.done:
-                break
-            if left and self.random.random() < 0.15:
-                left -= 1
-                self.act()
-            elif not left and not self.ordered_to_end:
-                self.signal()
-            self.runtime.step()
-        assert self.exit.done, (
-            f"the node has not ended after {steps} steps in phase {self.supervisor.state.phase}"
+    # --- Whole lives
+
+    def live_all(self) -> None:
+        """Live one life after the other; the last is one without faults, in which all must come right."""
+        for _ in range(self.random.choice([1, 1, 2, 3])):
+            self.random_start_faults()
+            self.boot(self.some_spec() if self.random.random() < 0.7 else None)
+            self.live()
+            self._between_lives()
+        self.mend()
+        self.boot(with_role("a"), fresh=False, set_aside_pgdata=False)
+        self.rest()
+        self.invariants.healed()
+        self.signal()
+        self.live_on(acts=0, killed_with=0.0)
+
+    def _between_lives(self) -> None:
+        if self.random.random() < 0.3:
+            self.machine.kill_all()
+        elif self.random.random() < 0.3:
+            self.clock.move_to(self.clock.now() + self.random.choice([0.1, 10.0]))
+
+    def live(self) -> ExitReport | None:
+        """Live one life of a drawn kind; None when it was killed."""
+        is_killed = self.random.random() < 0.5
+        if is_killed and self.random.random() < 0.6:
+            self.machine.doomed_in = self.random.randrange(1, 60)
+        return self.live_on(
+            acts=self.random.randrange(8),
+            killed_with=0.03 if is_killed else 0.0,
+            killed_when_up_with=0.1 if self.random.random() < 0.2 else 0.0,
+            patient=self.random.random() < 0.3,
         )
-        self.finish()
-        return self.exit.get(0)
 
-    def finish(self) -> None:
-        """Stop the actors as the main thread does, and check that nobody and nothing is left."""
-        self.runtime.settle()
-        unanswered = [waiting.what for waiting in self.waiting if not waiting.pending.done]
-        assert not unanswered, f"nobody answered {unanswered}"
-        for name in reversed(self._actors):
-            self.runtime.cell(name).stop()
-        self.runtime.settle()
-        assert not self.runtime.abandoned, self.runtime.abandoned
+    def live_on(
+        self,
+        *,
+        acts: int,
+        killed_with: float = 0.0,
+        killed_when_up_with: float = 0.0,
+        patient: bool = False,
+    ) -> ExitReport | None:
+        """Let people act now and then, and end the node if nobody has.
 
-    # --- What always holds
+        A patient world mends everything first and looks whether the node comes right by itself.
+        """
+        for _ in range(MAX_STEPS):
+            is_up = self.machine.postmaster is not None and self.machine.postmaster.alive
+            chance = killed_with + (killed_when_up_with if is_up else 0.0)
+            if self.machine.died or self.random.random() < chance:
+                self.crash()
+                return None
+            if self.over:
+                return self.finish()
+            if acts and self.random.random() < 0.15:
+                acts -= 1
+                self.act()
+            elif not acts and patient:
+                patient = False
+                self.mend()
+                self.rest()
+                self.invariants.came_right()
+                continue
+            elif not acts and self.stop_asked_s is None:
+                self.signal()
+            if not self.runtime.step() and self.stop_asked_s is not None:
+                break
+        message = f"the node does not end: {self.supervisor.state.phase}, {self.supervisor.state.status}"
+        raise AssertionError(message)
 
-    def check(self) -> None:
-        """Check the invariants; after every step."""
-        state = self.supervisor.state
-        ups = self.runtime.metrics.read(UP)
-        assert list(ups.values()) == [1.0], ups
-        assert {labels[1] for labels in ups} == {state.status.text}
-        for change in self.changes:
-            assert change.old is None or change.new in TRANSITIONS[change.old].values(), change
-        statuses = [change.new for change in self.changes]
-        assert len(statuses) == len([s for i, s in enumerate(statuses) if i == 0 or s is not statuses[i - 1]])
-        if state.status is Status.FAILED and state.phase is not Phase.OVER:
-            assert not self.server.alive, "failed means that Postgres is not, or no longer, there"
-        if readiness(state).ready:
-            assert state.status is Status.RUNNING
-            assert state.postgres_up
-        assert self.server.launched <= 1, "one postmaster in one life"
-        if state.status is Status.TERMINATED:
-            assert self.server.left == [], "terminated with something left"
+    def rest(self) -> None:
+        """Let time pass until all has come right, and a little longer; at most PATIENCE_S, while the process lives."""
+        end, was_right = self.active_s + PATIENCE_S, False
+        for _ in range(MAX_STEPS):
+            if self.invariants.is_right is not was_right:
+                was_right = not was_right
+                end = self.active_s + (STAYS_S if was_right else PATIENCE_S)
+            if self.over or self.machine.died or self.active_s >= end or not self.runtime.step():
+                return
+        message = f"{MAX_STEPS} steps are not enough to come to rest"
+        raise AssertionError(message)

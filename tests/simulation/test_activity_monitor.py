@@ -14,14 +14,14 @@ from compute_node.actors.activity_monitor.outcomes import (
 )
 from compute_node.actors.activity_monitor.reach import CONDITIONS, Observation, Reach
 from compute_node.actors.kit.actor import Actor, Ref
-from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.actors.kit.simulated import SimulatedClock, SimulatedRuntime
 from compute_node.messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
 from compute_node.messages.base import Message, decode, encode
 from compute_node.messages.lifecycle import ActorFailed, Condition, ConditionCleared, ConditionRaised
 from compute_node.messages.metrics import CURRENT_DOWNTIME, DOWNTIME_TOTAL
 from typing_extensions import override
 
-from doubles.observer import ACTIVE, FakeObserver, JumpyClock
+from doubles.observer import ACTIVE, FakeObserver
 from doubles.specs import settings
 
 LOGGER = "compute_node.activity_monitor"
@@ -58,7 +58,7 @@ class Stage:
 
     def __init__(self, seed: int = 0) -> None:
         self.runtime = SimulatedRuntime(seed)
-        self.clock = JumpyClock()
+        self.clock = SimulatedClock()
         self.runtime.clock = self.clock
         self.listener = Listener()
         supervisor = self.runtime.spawn("supervisor", self.listener)

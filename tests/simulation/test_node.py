@@ -1,159 +1,299 @@
-"""The whole node from a seed: any order of messages, faults and requests keeps the promises."""
+"""The whole node from a seed: any order of messages, faults, requests and deaths keeps the promises."""
 
-import itertools
+import contextlib
+import logging
 import os
+import subprocess
+import zlib
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
 
 import pytest
 from compute_node.actors.activity_monitor.reach import Reach
 from compute_node.messages.lifecycle import (
     Condition,
-    Configure,
     Configured,
     GetReadiness,
+    GetStatus,
+    ShutdownMode,
     Status,
     Terminated,
 )
-from compute_node.messages.postgres import StopRung
+from compute_node.messages.postgres import PgdataKind, StopRung
+from compute_node.messages.spec import ComputeSpec
 
 from doubles.specs import a_spec, with_role
-from doubles.world import World
+from doubles.world import Bug, World
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "300"))
+"""How many are tried that are always the same, and as many again that are not."""
 BLOCK = 50
 """Seeds in one test, so that a failing one is found without a test for each."""
 
 
-def begin(seed: int) -> World:
-    """Draw a world from the seed and boot its node."""
-    world = World(seed)
-    world.random_start_faults()
-    return world.boot(a_spec() if world.random.random() < 0.6 else None)
+def rotation() -> str:
+    """Return what the other seeds are drawn from: the commit, so that each brings new ones and can be told again."""
+    if given := os.environ.get("SIMULATION_ROTATION"):
+        return given
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or date.today().isoformat()  # noqa: DTZ011 - any day will do
 
 
-def live(world: World) -> World:
-    """Let it happen."""
-    world.live(acts=world.random.randrange(8))
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep thousands of lives from filling the log."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def live(seed: int) -> World:
+    """Live all the lives of a seed; says how to replay it when it fails."""
+    with silence(), World(seed, drawn=True) as world:
+        try:
+            world.live_all()
+        except AssertionError as error:
+            trace = "\n".join(world.runtime.trace[-80:])
+            how = f"SIMULATION_SEED={seed} pytest tests/simulation/test_node.py -k replay"
+            pytest.fail(f"seed {seed}: {error}\nreplay it by {how}; its end:\n{trace}")
     return world
+
+
+def rotated(block: int) -> int:
+    """Return the first seed of a block that is another one for each commit."""
+    return 1_000_000 + zlib.crc32(rotation().encode()) % 1_000_000 * 1_000 + block * BLOCK
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_whatever_happens_the_node_ends_in_order_and_everybody_is_answered(first: int) -> None:
     for seed in range(first, first + BLOCK):
-        world = begin(seed)
-        try:
-            live(world)
-        except AssertionError as error:
-            trace = "\n".join(world.runtime.trace[-60:])
-            pytest.fail(f"seed {seed}: {error}\nreplay it with SIMULATION_SEED={seed}; its end:\n{trace}")
+        live(seed)
+
+
+@pytest.mark.parametrize("block", range(SEEDS // BLOCK))
+def test_whatever_else_happens_too(block: int) -> None:
+    first = rotated(block)
+    print(f"seeds from {first}")
+    for seed in range(first, first + BLOCK):
+        live(seed)
 
 
 def test_the_same_seed_lives_the_same_life() -> None:
-    assert live(begin(7)).runtime.trace == live(begin(7)).runtime.trace
+    assert traced(7) == traced(7)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_wall_clock_decides_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = traced(seed)
+    monkeypatch.setattr(World, "step_of_the_wall_clock_s", 3_600.0)
+    assert traced(seed) == undisturbed
+
+
+def traced(seed: int) -> list[str]:
+    """Return all that happened, without what shows the wall clock or the place of the folder."""
+    with silence(), World(seed, drawn=True) as world:
+        world.live_all()
+        return [line for line in world.runtime.trace if str(world.machine.root) not in line and "Observed" not in line]
 
 
 @pytest.mark.skipif("SIMULATION_SEED" not in os.environ, reason="replays one seed, given by SIMULATION_SEED")
 def test_replay_of_one_seed() -> None:
-    world = live(begin(int(os.environ["SIMULATION_SEED"])))
-    assert world.exit.done
+    assert live(int(os.environ["SIMULATION_SEED"])).exit.done
 
 
 def test_the_seeds_reach_every_end_and_every_status() -> None:
-    codes, statuses = set(), set()
-    for seed in range(200):
-        world = live(begin(seed))
-        codes.add(world.exit.get(0).code)
-        statuses |= {change.new for change in world.changes}
-    assert codes == {0, 1, 75}
+    codes, statuses, recoveries = set(), set(), 0
+    for seed in range(150):
+        world = live(seed)
+        codes |= {None if report is None else report.code for report in world.ends}
+        statuses |= world.reached
+        recoveries += world.machine.orphans_met
+    assert codes == {None, 0, 1, 75}
     later = {Status.REFRESH_CONFIGURATION, Status.REFRESH_CONFIGURATION_PENDING}
     assert statuses == set(Status) - later
+    assert recoveries > 5
 
 
 # --- Lives that are told, not drawn ------------------------------------------------------------------------
 
 
-def quiet(seed: int = 0) -> World:
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A world without faults in which nothing has happened yet."""
+    with World(0) as world:
+        yield world
+
+
+@pytest.fixture
+def quiet(world: World) -> World:
     """A node that is running, in a world without faults."""
-    world = World(seed).boot(a_spec())
+    return run(world)
+
+
+def run(world: World, spec: ComputeSpec | None = None) -> World:
+    world.boot(spec or a_spec())
     world.runtime.settle()
     assert world.supervisor.state.status is Status.RUNNING
     return world
 
 
-def test_a_quiet_start_is_running_without_time_passing() -> None:
-    assert [change.new for change in quiet().changes] == [Status.INIT, Status.RUNNING]
+def rungs(world: World) -> list[StopRung]:
+    return [rung for _, rung in world.machine.signals]
 
 
-def test_a_configuration_reaches_the_catalog_and_is_answered() -> None:
-    world = quiet()
-    waiting = world.ask("configure", Configure(with_role("a")))
-    world.runtime.settle()
+def test_a_quiet_start_is_running_without_time_passing(quiet: World) -> None:
+    assert [change.new for change in quiet.changes] == [Status.INIT, Status.RUNNING]
+
+
+def test_a_configuration_reaches_the_catalog_and_is_answered(quiet: World) -> None:
+    waiting = quiet.configure(with_role("a"))
+    quiet.runtime.settle()
     assert isinstance(waiting.pending.get(0), Configured)
-    assert "a" in world.administration.catalog.roles
-    assert "a" in world.administration.catalog.databases
+    assert quiet.invariants.left_to_do(with_role("a")) == []
 
 
-def test_a_termination_waits_five_seconds_for_a_configuration_that_hangs() -> None:
-    world = quiet()
-    world.administration.held = True
-    configure = world.ask("configure", Configure(with_role("a")))
-    world.runtime.settle()
-    terminate = world.terminate()
-    world.runtime.advance(4.9)
+def test_a_termination_waits_five_seconds_for_a_configuration_that_hangs(quiet: World) -> None:
+    quiet.machine.held = True
+    configure = quiet.configure(with_role("a"))
+    quiet.runtime.settle()
+    terminate = quiet.terminate()
+    quiet.runtime.advance(4.9)
     assert not terminate.pending.done
-    world.runtime.advance(1.0)
+    quiet.runtime.advance(1.0)
     assert configure.pending.done
     assert isinstance(terminate.pending.get(0), Terminated)
 
 
-def test_a_postgres_that_ignores_everything_but_the_kill_is_gone_within_the_budget() -> None:
-    world = quiet()
-    world.server.faults.ignores = frozenset({StopRung.FAST, StopRung.IMMEDIATE})
-    terminate = world.terminate()
-    world.runtime.advance(25.0)
+def test_a_postgres_that_ignores_everything_but_the_kill_is_gone_within_the_budget(quiet: World) -> None:
+    quiet.machine.faults.ignores = frozenset({StopRung.FAST, StopRung.IMMEDIATE})
+    terminate = quiet.terminate(ShutdownMode.FAST)
+    quiet.runtime.advance(25.0)
     assert isinstance(terminate.pending.get(0), Terminated)
-    assert [rung for _, rung in world.server.signals] == [StopRung.FAST, StopRung.IMMEDIATE, StopRung.KILL]
-    world.runtime.advance(35.0)
-    assert world.exit.get(0).code == 1
+    assert rungs(quiet) == [StopRung.FAST, StopRung.IMMEDIATE, StopRung.KILL]
+    quiet.runtime.advance(35.0)
+    assert quiet.exit.get(0).code == 1
 
 
-def test_a_dead_actor_stops_postgres_and_fails_the_node(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dead_actor_stops_postgres_and_fails_the_node(
+    quiet: World, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
-    world = quiet()
-    world.observer.broken = KeyError("planted")
-    world.runtime.advance(10.0)
-    assert not world.server.alive
-    assert world.exit.get(0).code == 1
-    assert world.changes[-1].new is Status.FAILED
-    assert "activity_monitor" in (world.changes[-1].error or "")
+    quiet.observer.broken = KeyError("planted")
+    quiet.runtime.advance(10.0)
+    assert not alive(quiet)
+    assert quiet.exit.get(0).code == 1
+    assert quiet.changes[-1].new is Status.FAILED
+    assert "activity_monitor" in (quiet.changes[-1].error or "")
     assert any("journal" in text and "StartMonitoring" in text for text in caplog.messages)
 
 
-def test_a_frozen_postgres_is_no_reason_to_change_the_status_but_the_node_is_not_ready() -> None:
-    world = quiet()
-    assert world.runtime.ask(world.ref, GetReadiness()).ready
-    world.observer.reach = Reach.FROZEN
-    world.runtime.advance(3.0)
-    shown = world.runtime.ask(world.ref, GetReadiness())
+@pytest.mark.parametrize(
+    "actor", ["supervisor", "postgres_process", "configurator", "activity_monitor", "http_facade"]
+)
+def test_the_death_of_any_actor_ends_postgres_and_the_node(quiet: World, actor: str) -> None:
+    quiet.runtime.ref(actor).tell(Bug())
+    while not quiet.over:
+        assert quiet.runtime.step()
+    assert quiet.finish().code == 1
+    assert not alive(quiet)
+
+
+def test_a_frozen_postgres_is_no_reason_to_change_the_status_but_the_node_is_not_ready(quiet: World) -> None:
+    assert quiet.runtime.ask(quiet.ref, GetReadiness()).ready
+    quiet.observer.reach = Reach.FROZEN
+    quiet.runtime.advance(3.0)
+    shown = quiet.runtime.ask(quiet.ref, GetReadiness())
     assert [report.condition for report in shown.conditions] == [Condition.POSTGRES_FROZEN]
-    assert world.supervisor.state.status is Status.RUNNING
-    world.observer.reach = Reach.UP
-    world.runtime.advance(3.0)
-    assert world.runtime.ask(world.ref, GetReadiness()).ready
+    assert quiet.supervisor.state.status is Status.RUNNING
+    quiet.observer.reach = Reach.UP
+    quiet.runtime.advance(3.0)
+    assert quiet.runtime.ask(quiet.ref, GetReadiness()).ready
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_wall_clock_that_jumps_by_an_hour_at_every_step_changes_no_life(seed: int) -> None:
-    def lived(*, jumps: bool) -> tuple[object, ...]:
-        world = begin(seed)
-        check, clock, hours = world.runtime.after_step, world.runtime.clock, itertools.cycle([3600, -3600, 0])
+def test_what_is_optional_does_not_keep_a_node_from_running(world: World) -> None:
+    world.observer.takes_s = 1e9
+    world.servers.held = True
+    run(world)
 
-        def after_step() -> None:
-            clock.wall_is_off_by_s = next(hours) if jumps else 0
-            check()
 
-        world.runtime.after_step = after_step
-        live(world)
-        story = [line for line in world.runtime.trace if "Observed" not in line]  # those show the wall clock
-        return world.changes, world.exit.get(0), world.server.signals, story
+def test_the_status_is_answered_while_everything_else_hangs(quiet: World) -> None:
+    quiet.machine.held = True
+    quiet.observer.takes_s = 1e9
+    quiet.configure(with_role("a"))
+    quiet.runtime.settle()
+    began = quiet.clock.now()
+    assert quiet.runtime.ask(quiet.ref, GetStatus()).status is Status.CONFIGURATION
+    assert quiet.clock.now() == began
 
-    assert lived(jumps=True) == lived(jumps=False)
+
+def test_a_restart_keeps_the_cluster_that_was_served(quiet: World) -> None:
+    served = quiet.machine.served
+    quiet.signal()
+    quiet.runtime.settle()
+    assert quiet.finish().code == 0
+    assert run(quiet).machine.served == served
+
+
+def alive(world: World) -> bool:
+    world.machine.pass_time()
+    return any(process.alive for process in world.machine.processes)
+
+
+def test_the_postgres_of_a_killed_node_is_ended_before_its_folder_is_touched(quiet: World) -> None:
+    orphan = quiet.machine.postmaster
+    assert orphan is not None
+    quiet.crash()
+    quiet.machine.faults.orphan_takes_s = 2.0
+    quiet.boot(with_role("a"))
+    quiet.runtime.settle()
+    assert orphan.alive
+    quiet.runtime.advance(2.0)
+    assert not orphan.alive
+    assert quiet.supervisor.state.status is Status.RUNNING
+
+
+def test_a_half_made_cluster_is_made_anew_by_the_next_life() -> None:
+    change = 0
+    for change in range(1, 60):
+        with World(change) as world:
+            world.machine.doomed_in = change
+            world.boot(with_role("a"))
+            world.runtime.run(until=lambda world=world: world.machine.died or world.invariants.is_right)
+            if not world.machine.died:
+                break
+            world.crash()
+            run(world, with_role("a"))
+            assert world.invariants.left_to_do(with_role("a")) == []
+    assert change > 20
+
+
+def test_a_foreign_folder_is_refused_and_left_as_it_is() -> None:
+    with World(0, kind=PgdataKind.FOREIGN) as world:
+        world.boot(a_spec())
+        world.runtime.settle()
+        assert world.finish().code == 1
+        assert world.machine.foreign_is_whole()
+        assert world.machine.processes == []
+
+
+def test_what_a_killed_life_left_outside_of_its_folder_is_removed_by_the_next(quiet: World) -> None:
+    quiet.crash()
+    assert any("shared memory" in name for name in quiet.machine.left)
+    quiet.boot(None)
+    quiet.runtime.settle()
+    assert quiet.machine.left == []
+
+
+def test_a_postgres_that_is_launched_while_the_node_dies_is_stopped_too(world: World) -> None:
+    world.machine.faults.launch_takes_s = 1.0
+    world.boot(a_spec())
+    world.runtime.settle()
+    world.runtime.ref("supervisor").tell(Bug())
+    world.runtime.run(until=lambda: world.over)
+    world.finish(launch_ends_between=True)
+    assert not alive(world)
