@@ -96,24 +96,24 @@ class SimulatedRuntime(Host):
         self._mailboxes: dict[str, deque[Envelope]] = {}
         self._jobs: list[tuple[str, Job]] = []
         self._timers: list[tuple[float, int, str, Envelope]] = []
-        self._happenings: list[tuple[float, int, Callable[[], None]]] = []
-        self._timer_count = itertools.count()
-        self._steps: list[tuple[float, str, str, object]] = []
+        self.happenings: list[tuple[float, int, Callable[[], None]]] = []
+        self.timer_count = itertools.count()  # this and the next, like the happenings, outlive the process
+        self.steps: list[tuple[float, str, str, object]] = []
         if continuing is not None:
             self.random, self.clock, self.stalled_s = (
                 continuing.random,
                 continuing.clock,
                 continuing.stalled_s,
             )
-            self._happenings, self._steps = continuing._happenings, continuing._steps
-            self._timer_count = continuing._timer_count
+            self.happenings, self.steps = continuing.happenings, continuing.steps
+            self.timer_count = continuing.timer_count
 
     @property
     def trace(self) -> list[str]:
         """What was picked, in order, one line each."""
         return [
             f"{at:.3f} {name} {verb} {what if isinstance(what, str) else repr(what)}"
-            for at, name, verb, what in self._steps
+            for at, name, verb, what in self.steps
         ]
 
     def ref(self, name: str) -> "Ref[Any]":
@@ -216,8 +216,8 @@ class SimulatedRuntime(Host):
 
     def later(self, delay_s: float, happening: Callable[[], None]) -> None:
         """Let something happen around the process, in that many seconds."""
-        entry = (self.clock.now() + delay_s, next(self._timer_count), happening)
-        heapq.heappush(self._happenings, entry)
+        entry = (self.clock.now() + delay_s, next(self.timer_count), happening)
+        heapq.heappush(self.happenings, entry)
 
     # --- Host
 
@@ -237,12 +237,12 @@ class SimulatedRuntime(Host):
 
     @override
     def deliver_after(self, name: str, delay_s: float, envelope: Envelope) -> None:
-        entry = (self.clock.now() + delay_s, next(self._timer_count), name, envelope)
+        entry = (self.clock.now() + delay_s, next(self.timer_count), name, envelope)
         heapq.heappush(self._timers, entry)
 
     @override
     def actor_failed(self, name: str, error: str) -> None:
-        self._steps.append((self.clock.now(), name, "died:", error))
+        self.steps.append((self.clock.now(), name, "died:", error))
         failure = ActorFailed(name, error)
         watcher = self._cells.get(self._watcher)
         if watcher is None or watcher.dead is not None:
@@ -283,7 +283,7 @@ class SimulatedRuntime(Host):
     def _next_s(self) -> float | None:
         """Return when the next timer is due, or something else happens."""
         timer = self._timers[0][0] if self._timers else None
-        happening = self._happenings[0][0] if self._happenings else None
+        happening = self.happenings[0][0] if self.happenings else None
         return happening if timer is None else timer if happening is None else min(timer, happening)
 
     def _stand_still(self, until_s: float) -> bool:
@@ -291,8 +291,8 @@ class SimulatedRuntime(Host):
         return self._fire_timer()
 
     def _fire_timer(self) -> bool:
-        if not self._timers or (self._happenings and self._happenings[0] < self._timers[0][:2]):
-            at, _, happen = heapq.heappop(self._happenings)
+        if not self._timers or (self.happenings and self.happenings[0] < self._timers[0][:2]):
+            at, _, happen = heapq.heappop(self.happenings)
             self.clock.move_to(at)
             happen()
             return True
@@ -300,9 +300,9 @@ class SimulatedRuntime(Host):
         if envelope.guard is not None and envelope.guard.cancelled:
             return True
         self.clock.move_to(at)
-        self._steps.append((self.clock.now(), name, "<- timer", envelope.message))
+        self.steps.append((self.clock.now(), name, "<- timer", envelope.message))
         self.send(name, envelope)
         return True
 
     def _note(self, name: str, what: object) -> None:
-        self._steps.append((self.clock.now(), name, "<-", what))
+        self.steps.append((self.clock.now(), name, "<-", what))

@@ -290,4 +290,3 @@ class Invariants:
         assert state.status is Status.RUNNING, f"all faults are gone, and the node is {state.status.text}"
         assert state.spec is not None
         assert self.left_to_do(state.spec) == []
-

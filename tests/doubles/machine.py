@@ -9,8 +9,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
@@ -23,7 +23,8 @@ from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.postgres_process import folder, orphans, run_folders, server
 from compute_node.actors.postgres_process.control import _HEAD, ClusterState
-from compute_node.actors.postgres_process.port import PgdataRefusedError, PostgresError
+from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
+from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, PostgresError
 from compute_node.actors.postgres_process.sources import Source, SourceError
 from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.settings import NodeSettings, SourceName
@@ -147,12 +148,12 @@ class Machine:
             (pgdata / "letters").write_text("dear")
             self.foreign = _content(pgdata)
         if kind in {PgdataKind.OURS_COMPLETE, PgdataKind.OURS_INCOMPLETE}:
-            self._seal(pgdata, server.TOKEN)
+            self._seal(pgdata, TOKEN)
         if kind is PgdataKind.OURS_COMPLETE:
-            self._seal(pgdata, server.MARKER)
+            self._seal(pgdata, MARKER)
 
     def _seal(self, path: Path, name: str) -> None:
-        folder.seal(str(path), name, server.Seal("compute-1", self.pgdata, MAJOR, "initdb"), None)
+        folder.seal(str(path), name, Seal("compute-1", self.pgdata, MAJOR, "initdb"), None)
 
     def _write_cluster(self, path: Path, step: Callable[[], None] = lambda: None) -> int:
         number = len(self.clusters) + 1
@@ -204,7 +205,7 @@ class Machine:
     @property
     def is_ours(self) -> bool:
         """Whether there is a folder of ours by now."""
-        return Path(self.pgdata, server.TOKEN).exists()
+        return Path(self.pgdata, TOKEN).exists()
 
     @property
     def left(self) -> list[str]:
@@ -235,7 +236,7 @@ class Machine:
         if self.postmaster is not None:
             self.violations.append("a second postmaster was started in one life")
         cluster = self.cluster_at(pgdata)
-        if cluster is None or not Path(pgdata, server.MARKER).exists():
+        if cluster is None or not Path(pgdata, MARKER).exists():
             self.violations.append("a folder was served that is not complete, or has no marker")
         if self.served is not None and self.served != cluster and not self.fresh:
             self.violations.append("another cluster is served than the one before")
@@ -329,12 +330,11 @@ class Machine:
             return False
         rungs = (StopRung.FAST, StopRung.IMMEDIATE, StopRung.KILL)
         for rung, (_, share) in zip(rungs, RUNGS, strict=True):
-            if process.alive:
+            if self._lives(process):
                 self.tell_to_end(process, rung)
                 due = self.clock.now() + budget_s * share
-                while process.alive and self.clock.now() < due:
+                while self._lives(process) and self.clock.now() < due:
                     self.runtime.advance(0.5)
-                    self._pass_time()
         return True
 
     # --- Time
@@ -353,6 +353,10 @@ class Machine:
                 self._wake(seconds)
             raise Blocked
         del self._since[what]
+
+    def _lives(self, process: Process) -> bool:
+        self._pass_time()
+        return process.alive
 
     def pass_time(self) -> None:
         """Let those processes end whose time has come."""
@@ -493,7 +497,9 @@ class _Initdb(Source):
         if machine.faults.initdb_fails is not None:
             raise SourceError(machine.faults.initdb_fails)
         process = machine.begin("initdb", str(Path(target).parent))
-        machine._write_cluster(Path(target), lambda: machine.change(target))  # when it dies here, initdb lives
+        machine._write_cluster(
+            Path(target), lambda: machine.change(target)
+        )  # when it dies here, initdb lives
         process.alive = False
 
 
@@ -552,7 +558,7 @@ class SimulatedServer(server.Server):
         return render(spec, ConfContext(3081, "neon_superuser", Listening(55432, "/nowhere")))
 
     @override
-    def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> server.Launch:
+    def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
         machine = self.machine
         machine.take("launch", machine.faults.launch_takes_s, cancellation)
         if machine.faults.launch_fails is not None:
@@ -674,7 +680,7 @@ def _memory() -> str | None:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -8,12 +8,13 @@ checked (invariants.py); on a failure `trace` tells what happened, and the same 
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from compute_node.actors.activity_monitor.actor import ActivityMonitor
 from compute_node.actors.activity_monitor.reach import Reach
 from compute_node.actors.configurator.actor import Configurator
 from compute_node.actors.http_facade.actor import HttpFacade
+from compute_node.actors.http_facade.private import SERVERS
 from compute_node.actors.kit.actor import Actor, Pending
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.postgres_process.actor import PostgresProcess
@@ -105,7 +106,9 @@ class World:
     step_of_the_wall_clock_s = 0.0
     """By how much the wall clock jumps, back and forth, at each step."""
 
-    def __init__(self, seed: int, *, drawn: bool = False, kind: PgdataKind = PgdataKind.ABSENT) -> None:
+    def __init__(
+        self, seed: int, *, drawn: bool = False, kind: PgdataKind = PgdataKind.ABSENT, mount: bool = False
+    ) -> None:
         """With `drawn` the machine and the command line come from the seed too; else they are plain."""
         self.seed = seed
         self.drawn = drawn
@@ -114,7 +117,7 @@ class World:
         self.clock = self.runtime.clock
         kinds = list(PgdataKind) if drawn else [kind]
         self.machine = Machine(
-            self.runtime, self.random.choice(kinds), mount=drawn and self.random.random() < 0.25
+            self.runtime, self.random.choice(kinds), mount=self.random.random() < 0.25 if drawn else mount
         )
         self.servers = FakeServers()
         self.observer = MachineObserver(self.machine)
@@ -125,7 +128,7 @@ class World:
         self.reached: set[Any] = set()
         """Every status that was reached."""
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -289,6 +292,8 @@ class World:
             (2, self.terminate),
             (2, self.signal),
             (2, self.say_something_late),
+            (1, self.machine.crash),
+            (1, self.crash_a_backend),
             (2, self.set_the_wall_clock),
             (1, self.plant_a_bug),
         ]
@@ -325,36 +330,25 @@ class World:
 
     def break_something(self) -> None:
         """Turn one switch of the world the wrong way."""
-        machine, faults = self.machine, self.machine.faults
-        match self.random.randrange(14):
-            case 0:
-                faults.conf_refused = "setting foo: no"
-            case 1:
-                faults.install_refused = "Postgres did not take it"
-            case 2:
-                machine.broken[self.random.choice(['role "a"', 'database "b"'])] = "no"
-            case 3:
-                machine.held = True
-            case 4:
-                self.observer.reach = self.random.choice([Reach.FROZEN, Reach.UNREACHABLE, Reach.RECOVERING])
-            case 5:
-                faults.ignores = frozenset(self.random.sample([StopRung.FAST, StopRung.IMMEDIATE], 1))
-            case 6:
-                faults.install_takes_s = faults.stop_takes_s = self.random.choice([0.0, 1.0, 7.0])
-            case 7:
-                machine.crash()
-            case 8:
-                self.crash_a_backend()
-            case 9:
-                faults.tidy_takes_s = self.random.choice([2.0, 1_000.0])
-            case 10:
-                self.observer.takes_s = self.random.choice([1.0, 100.0])
-            case 11:
-                self.servers.under_way = 1
-            case 12:
-                faults.cores_take_s = 60.0
-            case _:
-                machine.operations_left = self.random.randrange(3)
+        machine, faults, choice = self.machine, self.machine.faults, self.random.choice
+        ways: list[tuple[object, str, object]] = [
+            (faults, "conf_refused", "setting foo: no"),
+            (faults, "install_refused", "Postgres did not take it"),
+            (faults, "install_takes_s", choice([1.0, 7.0])),
+            (faults, "ignores", frozenset({choice([StopRung.FAST, StopRung.IMMEDIATE])})),
+            (faults, "stop_takes_s", choice([1.0, 7.0, 100.0])),
+            (faults, "tidy_takes_s", choice([2.0, 1_000.0])),
+            (faults, "cores_take_s", 60.0),
+            (machine, "held", True),
+            (machine, "broken", {choice(['role "a"', 'database "b"']): "no"}),
+            (machine, "operations_left", self.random.randrange(3)),
+            (self.observer, "reach", choice([Reach.FROZEN, Reach.UNREACHABLE, Reach.RECOVERING])),
+            (self.observer, "takes_s", choice([1.0, 100.0])),
+            (self.servers, "under_way", 1),
+            (self.servers, "ends_early", {choice(SERVERS)}),
+        ]
+        where, name, wrong = choice(ways)
+        setattr(where, name, wrong)
 
     def crash_a_backend(self) -> None:
         """Let Postgres lose all its sessions and recover in place."""
@@ -370,13 +364,14 @@ class World:
     def mend(self) -> None:
         """Turn all switches back."""
         self.machine.faults.__dict__.update(Hardships().__dict__)
-        self.machine.broken.clear()
+        self.machine.broken = {}
         self.machine.held = False
         self.machine.connection_lost = False
         self.machine.operations_left = None
         self.observer.reach = Reach.UP
         self.observer.takes_s = 0.0
         self.servers.under_way = 0
+        self.servers.ends_early = set()
         self.servers.taken = None
         self.servers.held = False
         if self.machine.postmaster is not None:

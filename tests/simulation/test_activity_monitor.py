@@ -413,7 +413,7 @@ class Chaos:
         )
 
     def set_the_clock(self) -> None:
-        self.stage.clock.offset_s += self.choose.uniform(-3600, 3600)
+        self.stage.clock.wall_is_off_by_s += self.choose.uniform(-3600, 3600)
 
     def pass_time(self) -> None:
         self.stage.runtime.advance(self.choose.uniform(0, 12))

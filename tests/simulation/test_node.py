@@ -26,7 +26,7 @@ from compute_node.messages.spec import ComputeSpec
 from doubles.specs import a_spec, with_role
 from doubles.world import Bug, World
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "300"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
 """How many are tried that are always the same, and as many again that are not."""
 BLOCK = 50
 """Seeds in one test, so that a failing one is found without a test for each."""
@@ -37,7 +37,11 @@ def rotation() -> str:
     if given := os.environ.get("SIMULATION_ROTATION"):
         return given
     found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"],  # noqa: S607 - wherever it is
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return found.stdout.strip() or date.today().isoformat()  # noqa: DTZ011 - any day will do
 
@@ -78,7 +82,7 @@ def test_whatever_happens_the_node_ends_in_order_and_everybody_is_answered(first
 @pytest.mark.parametrize("block", range(SEEDS // BLOCK))
 def test_whatever_else_happens_too(block: int) -> None:
     first = rotated(block)
-    print(f"seeds from {first}")
+    print(f"seeds from {first}")  # noqa: T201 - shown when one fails
     for seed in range(first, first + BLOCK):
         live(seed)
 
@@ -98,7 +102,11 @@ def traced(seed: int) -> list[str]:
     """Return all that happened, without what shows the wall clock or the place of the folder."""
     with silence(), World(seed, drawn=True) as world:
         world.live_all()
-        return [line for line in world.runtime.trace if str(world.machine.root) not in line and "Observed" not in line]
+        return [
+            line
+            for line in world.runtime.trace
+            if str(world.machine.root) not in line and "Observed" not in line
+        ]
 
 
 @pytest.mark.skipif("SIMULATION_SEED" not in os.environ, reason="replays one seed, given by SIMULATION_SEED")
@@ -116,7 +124,7 @@ def test_the_seeds_reach_every_end_and_every_status() -> None:
     assert codes == {None, 0, 1, 75}
     later = {Status.REFRESH_CONFIGURATION, Status.REFRESH_CONFIGURATION_PENDING}
     assert statuses == set(Status) - later
-    assert recoveries > 5
+    assert recoveries > 3
 
 
 # --- Lives that are told, not drawn ------------------------------------------------------------------------
@@ -251,25 +259,31 @@ def test_the_postgres_of_a_killed_node_is_ended_before_its_folder_is_touched(qui
     quiet.machine.faults.orphan_takes_s = 2.0
     quiet.boot(with_role("a"))
     quiet.runtime.settle()
-    assert orphan.alive
+    assert alive(quiet)
     quiet.runtime.advance(2.0)
-    assert not orphan.alive
+    assert orphan.ending_as == "told to end"
     assert quiet.supervisor.state.status is Status.RUNNING
 
 
-def test_a_half_made_cluster_is_made_anew_by_the_next_life() -> None:
-    change = 0
-    for change in range(1, 60):
-        with World(change) as world:
-            world.machine.doomed_in = change
+@pytest.mark.parametrize("mount", [False, True], ids=["a folder", "a mount point"])
+def test_a_half_made_cluster_is_made_anew_by_the_next_life(mount: bool) -> None:  # noqa: FBT001 - a parameter
+    changes = 0
+    for changes in range(1, 80):
+        with World(changes, mount=mount) as world:
+            world.machine.doomed_in = changes
             world.boot(with_role("a"))
-            world.runtime.run(until=lambda world=world: world.machine.died or world.invariants.is_right)
-            if not world.machine.died:
+            if not dies(world):
                 break
             world.crash()
             run(world, with_role("a"))
             assert world.invariants.left_to_do(with_role("a")) == []
-    assert change > 20
+    assert changes > 20
+
+
+def dies(world: World) -> bool:
+    """Live until the node is killed, or runs."""
+    world.runtime.run(until=lambda: world.machine.died or world.invariants.is_right)
+    return world.machine.died
 
 
 def test_a_foreign_folder_is_refused_and_left_as_it_is() -> None:
