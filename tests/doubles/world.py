@@ -443,6 +443,7 @@ class World:
 
         A patient world mends everything first and looks whether the node comes right by itself.
         """
+        pace = self.random.choice([0.03, 0.15, 0.5])
         for _ in range(MAX_STEPS):
             is_up = self.machine.postmaster is not None and self.machine.postmaster.alive
             chance = killed_with + (killed_when_up_with if is_up else 0.0)
@@ -451,7 +452,7 @@ class World:
                 return None
             if self.over:
                 return self.finish()
-            if acts and self.random.random() < 0.15:
+            if acts and self.random.random() < pace:
                 acts -= 1
                 self.act()
             elif not acts and patient:
