@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from ..messages.secret import mask_credentials
+
 DEFAULT_URL: Final = "http://127.0.0.1:3080"
 TIMEOUT_S: Final = 10.0
 WAIT_S: Final = 620.0
@@ -30,6 +32,7 @@ class Client:
 
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url.rstrip("/")
+        self._shown = mask_credentials(self._url)
         self._token = token
         self.pending_restart: str | None = None
 
@@ -48,7 +51,7 @@ class Client:
         self, method: str, path: str, body: bytes | None, timeout_s: float, also: tuple[int, ...]
     ) -> Any:  # noqa: ANN401 - JSON
         if not self._url.startswith(("http://", "https://")):
-            msg = f"{self._url} is not the address of a node; give one such as {DEFAULT_URL} by --url"
+            msg = f"{self._shown} is not the address of a node; give one such as {DEFAULT_URL} by --url"
             raise UnreachableError(msg)
         request = urllib.request.Request(self._url + path, data=body, method=method)  # noqa: S310 - http(s) only
         if body:
@@ -66,12 +69,12 @@ class Client:
                 raise RefusedError(error.code, _reason(error.code, data)) from None
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
-            msg = f"no node answers at {self._url} ({cause}); is it running, and is --url right?"
+            msg = f"no node answers at {self._shown} ({cause}); is it running, and is --url right?"
             raise UnreachableError(msg) from None
         try:
             return msgspec.json.decode(data) if data else None
         except msgspec.DecodeError:
-            msg = f"what answers at {self._url} is not a compute node"
+            msg = f"what answers at {self._shown} is not a compute node"
             raise UnreachableError(msg) from None
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from ..messages.lifecycle import EXIT_OK, Status, StatusChanged
+from ..messages.secret import Secret
 from ..messages.settings import SourceName
 from ..process.configuration import ConfigurationError, read_config
 from . import keys
@@ -128,7 +129,7 @@ class Demo:
     def _options(self) -> Options:
         return Options(
             pgdata=str(self._directory / "pgdata"),
-            connstr=f"postgresql://cloud_admin@localhost:{self._port}/postgres",
+            connstr=Secret(f"postgresql://cloud_admin@localhost:{self._port}/postgres"),
             compute_id=COMPUTE_ID,
             pgbin=self._pgbin or os.environ.get("POSTGRES_PATH"),
             config=str(self._config),

@@ -14,6 +14,7 @@ import msgspec
 from typing_extensions import override
 
 from ..messages.failpoints import Arming, FailpointError, parse_environment
+from ..messages.secret import Secret, mask_credentials
 from ..messages.settings import DEFAULT_STOP_TIMEOUT_S, SourceName
 from ..postgres.connection import parse_connstr
 
@@ -43,7 +44,7 @@ class Options(msgspec.Struct, frozen=True):
     """What the command line asked for; `warnings` are to be logged."""
 
     pgdata: str
-    connstr: str
+    connstr: Secret
     compute_id: str
     pgbin: str | None
     config: str | None
@@ -124,7 +125,7 @@ def _check_sources(parser: argparse.ArgumentParser, values: dict[str, Any]) -> N
 class _Parser(argparse.ArgumentParser):
     @override
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n\nusage: {self.prog} -D <pgdata> -C <connstr> -i <compute id> -c <config>"
+        self.exit(2, f"error: {mask_credentials(message)}\n\nusage: {self.prog} -D <pgdata> -C <connstr> -i <compute id> -c <config>"
                      "\n\nFor more information, try '--help'.\n")  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "-C",
         "--connstr",
         required=True,
-        type=_checked(parse_connstr, keep=True),
+        type=_connstr,
         metavar="URL",
         help="postgresql://<superuser>@<host>:<port>/<database> of the Postgres to run",
     )
@@ -214,7 +215,7 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
 
 
 def _add_later(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("-r", "--remote-ext-base-url", type=_checked(_base_url), metavar="URL")
+    group.add_argument("-r", "--remote-ext-base-url", type=_base_url, metavar="URL")
     group.add_argument("--cgroup", metavar="NAME")
     group.add_argument("--filecache-connstr", metavar="DSN", help=f"default {DEFAULT_FILECACHE_CONNSTR}")
     group.add_argument("--vm-monitor-addr", metavar="ADDRESS")
@@ -227,27 +228,25 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _checked(check: Any, *, keep: bool = False) -> Any:  # noqa: ANN401 - argparse takes any callable
-    """Turn a ValueError's own text into the usage error; with `keep` the argument itself is the value."""
-
-    def convert(text: str) -> Any:  # noqa: ANN401 - as above
-        try:
-            value = check(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return text if keep else value
-
-    return convert
+def _connstr(text: str) -> Secret:
+    try:
+        parse_connstr(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Secret(text)
 
 
 def _base_url(text: str) -> str:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        parts = urlsplit("")
     if not parts.scheme or not parts.netloc:
-        msg = f"{text!r} is not a URL"
-        raise ValueError(msg)
+        msg = "it is not a URL such as https://host/path"
+        raise argparse.ArgumentTypeError(msg)
     if parts.query:
         msg = "parameters detected in remote extensions base URL"
-        raise ValueError(msg)
+        raise argparse.ArgumentTypeError(msg)
     return text.rstrip("/") + "/"
 
 

@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 from typing_extensions import override
 
+from .secret import Secret
 from .spec import ComputeCtlConfig
 
 DEFAULT_STOP_TIMEOUT_S: Final = 25.0
@@ -24,7 +25,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
 
     compute_id: str
     pgdata: str
-    connstr: str
+    connstr: Secret
     """A `postgresql://` URL; its user is the superuser of this node."""
     postgres_bin: str
     """Path of the `postgres` program; its siblings are found beside it."""

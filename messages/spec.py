@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from typing_extensions import override
 
 from .base import Summarised, decode_hook
-from .secret import MASK, Secret
+from .secret import MASK, Secret, is_secret_setting, mask_credentials
 
 MAX_NAME_BYTES: Final = 63
 """NAMEDATALEN - 1: Postgres cuts longer names off in silence, so they are refused here."""
@@ -24,8 +24,6 @@ U64 = Annotated[int, Meta(ge=0)]
 """Its upper bound is checked by ComputeSpec: msgspec takes no bound beyond 63 bits."""
 I64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _HEX_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
-_SECRET_SETTING: Final = re.compile("password|token|secret|conninfo|connstr", re.IGNORECASE)
-"""Settings whose values are, or hold, a secret."""
 _U64_FIELDS: Final = (
     "swap_size_bytes",
     "disk_quota_bytes",
@@ -66,7 +64,9 @@ class GenericOption(msgspec.Struct, frozen=True):
 
     @override
     def __repr__(self) -> str:
-        value = MASK if self.value is not None and _SECRET_SETTING.search(self.name) else repr(self.value)
+        value = repr(self.value and mask_credentials(self.value))
+        if self.value is not None and is_secret_setting(self.name):
+            value = MASK
         return f"GenericOption(name={self.name!r}, vartype={self.vartype!r}, value={value})"
 
 

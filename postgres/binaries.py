@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from .accounts import Account, first_closed_parent
+from .environment import allowed
 
 SUPPORTED_MAJORS: Final = range(14, 19)
 DISTRIBUTION_PATTERNS: Final = (
@@ -136,6 +137,7 @@ def runnable_by(binaries: Binaries, account: Account) -> bool:
             group=account.gid,
             extra_groups=account.groups,
             cwd="/",
+            env=allowed(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -198,6 +200,7 @@ def _version_answer(program: Path) -> str:
     try:
         result = subprocess.run(
             [program, "--version"],
+            env=allowed(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,

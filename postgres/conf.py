@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 from typing_extensions import override
 
+from ..messages.secret import MASK, is_secret_setting, mask_credentials
 from ..messages.spec import Audit, ComputeSpec, GenericOption, Mode, StaticMode
 from .conf_reader import (
     effective,
@@ -16,6 +17,7 @@ from .conf_reader import (
     read,
     split_libraries,
 )
+from .masking import mask_server_words
 
 OVERRIDE_FILE: Final = "compute_ctl_temp_override.conf"
 """Included last. It holds OVERRIDE_TEXT while SQL work must not fail on a full cluster, else nothing."""
@@ -30,6 +32,8 @@ LOCALE: Final = "C.UTF-8"
 
 _LOG_PREFIX: Final = re.compile(r"^.*?(?=\b[A-Z]+: {2})")
 _NO_REASON: Final = re.compile("^skipping missing configuration file|contains errors$")
+_LINE_NAME: Final = re.compile(r"\s*([\w.]+)")
+_TOKEN: Final = re.compile(r'(near token )".*"', re.DOTALL)
 _PARAMETER: Final = re.compile(r'parameter "([^"]+)"')
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _NOT_IN_A_LINE: Final = re.compile("[\0\n\r\ud800-\udfff]")
@@ -75,11 +79,20 @@ class ConfText(msgspec.Struct, frozen=True):
     def explain(self, message: str, path: str) -> str:
         """Put origins into a message of Postgres about the file at `path`, in place of its line numbers."""
         place = re.compile(rf'(?:in file )?"{re.escape(path)}",? line (\d+)')
+        message = mask_server_words(message)
+        if (blamed := place.search(message)) is not None and self._holds_secret(int(blamed[1])):
+            message = _TOKEN.sub(rf'\1"{MASK}"', message)
         told = place.sub(lambda found: f"in {self.origin(int(found[1]))}", message)
         if told == message and (named := _PARAMETER.search(message)) is not None:
             lines = [entry.line for entry in read(self.text) if entry.name.lower() == named[1].lower()]
             told += f" ({self.origin(lines[-1])})" if lines else ""
         return told
+
+    def _holds_secret(self, number: int) -> bool:
+        lines = self.text.split("\n")
+        line = lines[number - 1] if 0 < number <= len(lines) else ""
+        name = _LINE_NAME.match(line)
+        return (name is not None and is_secret_setting(name[1])) or mask_credentials(line) != line
 
     def refusal(self, output: str, path: str) -> str:
         """Return why Postgres refuses the file at `path`, from what `postgres -C` wrote to stderr."""

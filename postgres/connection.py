@@ -37,6 +37,9 @@ QUIET_OPTIONS: Final = (
     "log_parameter_max_length=0",
     "log_parameter_max_length_on_error=0",
     "track_activities=off",
+    "debug_print_parse=off",
+    "debug_print_rewritten=off",
+    "debug_print_plan=off",
 )
 """For sessions whose statements carry passwords: nothing of their text reaches log or statistics views."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from compute_node.cli import keys
@@ -22,12 +23,15 @@ from compute_node.messages.failpoints import Failpoint
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 
+from doubles import canaries
 from fix_postgres import Ports, as_account, owned_folder, wait_until
+from fix_secrets import Secrecy
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPUTE_ID = "compute-test"
 START_S = 60.0
 STOP_S = 40.0
+LOOK_S = 5.0
 LOG_FAULTS = (
     r"Traceback",
     r"died of an exception",
@@ -38,9 +42,11 @@ LOG_FAULTS = (
 
 
 def spec(**changes: Any) -> dict[str, Any]:
-    """A small spec, as JSON; the keywords replace its fields, `cluster` is merged."""
+    """A small spec, as JSON; the keywords replace its fields, `cluster` is merged. Full of canary secrets."""
     cluster = {"roles": [], "databases": [], "settings": SMALL} | changes.pop("cluster", {})
-    return {"format_version": 1.0, "suspend_timeout_seconds": -1, "cluster": cluster} | changes
+    cluster["roles"] = [*cluster["roles"], *canaries.roles()]
+    document = {"format_version": 1.0, "suspend_timeout_seconds": -1, "cluster": cluster}
+    return document | canaries.fields() | changes
 
 
 def setting(name: str, value: str, vartype: str = "string") -> dict[str, str]:
@@ -51,6 +57,7 @@ SMALL = [
     setting("shared_buffers", "16MB"),
     setting("max_connections", "40", "integer"),
     setting("fsync", "off", "bool"),
+    *canaries.settings(),
 ]
 
 
@@ -79,6 +86,7 @@ class Node:
     command: list[str] = field(default_factory=lambda: [sys.executable, str(ROOT / "run.py")])
     process: "subprocess.Popen[bytes] | None" = None
     log_begins_at: int = 0
+    secrecy: Secrecy = field(default_factory=Secrecy)
 
     @property
     def pgdata(self) -> Path:
@@ -107,7 +115,7 @@ class Node:
             *("--source", "initdb", "-D", str(self.pgdata), "-i", COMPUTE_ID, "-c", str(self.config)),
             *(
                 "-C",
-                f"postgresql://cloud_admin@localhost:{self.postgres_port}/postgres",
+                f"postgresql://cloud_admin:{canaries.canary('connstr')}@localhost:{self.postgres_port}/postgres",
                 "-b",
                 self.binaries.postgres,
             ),
@@ -122,7 +130,9 @@ class Node:
 
     def write_config(self, document: dict[str, Any] | None) -> None:
         """Write a config with this spec, or without one."""
-        config: dict[str, Any] = {"compute_ctl_config": {"jwks": keys.key_set(self.key)}}
+        key_set = keys.key_set(self.key)
+        key_set["keys"] += canaries.keys()
+        config: dict[str, Any] = {"compute_ctl_config": {"jwks": key_set}}
         if document is not None:
             config["spec"] = document
         self.config.write_text(json.dumps(config))
@@ -138,7 +148,7 @@ class Node:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                env=os.environ | ({"FAILPOINTS": armed} if armed else {}),
+                env=os.environ | canaries.environment() | ({"FAILPOINTS": armed} if armed else {}),
                 **self.runs_as,
             )
         return self
@@ -160,6 +170,7 @@ class Node:
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         """Ask for an orderly stop and return the exit code."""
+        self.look_for_secrets()
         self.send_signal(sign)
         return self.wait()
 
@@ -170,7 +181,9 @@ class Node:
     # --- The API
 
     def token(self, **claims: Any) -> str:
-        return keys.make_token(self.key, compute_id=COMPUTE_ID, valid_s=600)
+        token = keys.make_token(self.key, compute_id=COMPUTE_ID, valid_s=600)
+        self.secrecy.also(token.rpartition(".")[2])
+        return token
 
     def call(
         self,
@@ -194,10 +207,20 @@ class Node:
             request.add_header("Authorization", f"Bearer {token or self.token()}")
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as response:
-                return _answer(response)
+                return self._answer(request, response)
         except urllib.error.HTTPError as error:
             with error:
-                return _answer(error)
+                return self._answer(request, error)
+
+    def _answer(self, request: urllib.request.Request, response: Any) -> Answer:
+        data = response.read()
+        self.secrecy.look(f"the answer to {request.get_method()} {request.selector}", data)
+        self.secrecy.look(f"the headers of {request.get_method()} {request.selector}", str(response.headers))
+        try:
+            body = json.loads(data) if data else None
+        except ValueError:
+            body = data.decode()
+        return Answer(response.status, body, response.headers)
 
     def status(self) -> dict[str, Any]:
         answer = self.call("GET", "/status")
@@ -256,14 +279,42 @@ class Node:
     def postmaster(self) -> int:
         return int((self.pgdata / "postmaster.pid").read_text().split("\n", 1)[0])
 
+    # --- Secrets
 
-def _answer(response: Any) -> Answer:
-    data = response.read()
-    try:
-        body = json.loads(data) if data else None
-    except ValueError:
-        body = data.decode()
-    return Answer(response.status, body, response.headers)
+    def look_for_secrets(self) -> None:
+        """Search whatever the living node shows; `call` searches each answer, `judge` what stays behind."""
+        if self.process is None or self.ended():
+            return
+        with contextlib.suppress(OSError):
+            for path in ("/metrics", "/metrics.json", "/ready", "/debug/journal"):
+                self.call("GET", path, timeout_s=LOOK_S)
+            for token in canaries.forged_tokens():
+                self.call("GET", "/status", token=token, timeout_s=LOOK_S)
+        with contextlib.suppress(psutil.Error):
+            own = psutil.Process(self.process.pid)
+            self.secrecy.look_at_processes(
+                child for child in own.children(recursive=True) if not self._is_ours(child)
+            )
+        with contextlib.suppress(OSError, psycopg.Error), self._session() as session:
+            self.secrecy.look_at_views(session)
+        self.secrecy.look_at_pgdata(self.pgdata)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Tell a process that runs our program: what it was given is in its arguments and its environment."""
+        with contextlib.suppress(psutil.Error):
+            return str(self.config) in process.cmdline()
+        return True
+
+    def _session(self) -> "psycopg.Connection[Any]":
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=self.postgres_port,
+            user="cloud_admin",
+            dbname="postgres",
+            autocommit=True,
+            connect_timeout=2,
+            application_name="secrets",
+        )
 
 
 class MakeNode:
@@ -298,6 +349,7 @@ class MakeNode:
         for node in self.nodes:
             if node.process is not None and not node.ended():
                 node.send_signal(signal.SIGCONT)
+                node.look_for_secrets()
                 node.send_signal(signal.SIGTERM)
                 try:
                     node.wait()
@@ -312,8 +364,12 @@ class MakeNode:
             if re.search(fault, node.log)
         ]
         for node in self.nodes:
+            node.secrecy.look_at_file(node.log_path)
+            node.secrecy.look_at_pgdata(node.pgdata)
             shutil.rmtree(node.folder, ignore_errors=True)
         assert not faults, faults[0]
+        for node in self.nodes:
+            node.secrecy.judge()
 
 
 @pytest.fixture

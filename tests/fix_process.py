@@ -178,7 +178,9 @@ class Process:
             return cursor.fetchall() if cursor.description else []
 
     def connect(self) -> "psycopg.Connection[Any]":
-        keywords: dict[str, Any] = params(parse_connstr(self.settings.connstr), application_name="test")
+        keywords: dict[str, Any] = params(
+            parse_connstr(self.settings.connstr.reveal()), application_name="test"
+        )
         return psycopg.connect(autocommit=True, **keywords)
 
     @property

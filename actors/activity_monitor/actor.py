@@ -44,7 +44,7 @@ class ActivityMonitor(Actor[MonitorMessage]):
         self, settings: NodeSettings, supervisor: Ref[ToSupervisor], observer: Observer | None = None
     ) -> None:
         self._supervisor = supervisor
-        self._observer: Observer = observer or PostgresObserver(settings.connstr)
+        self._observer: Observer = observer or PostgresObserver(settings.connstr.reveal())
         self._monitoring = False
         self._experimental = False
         self._generation = 0

@@ -11,7 +11,7 @@ class PostgresAdministration(Administration):
     """Applies specs to the Postgres of the settings' connection string."""
 
     def __init__(self, settings: NodeSettings) -> None:
-        self._connstr = settings.connstr
+        self._connstr = settings.connstr.reveal()
 
     @override
     def apply(self, order: Order, cancellation: Cancellation) -> Report:

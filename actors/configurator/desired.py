@@ -1,5 +1,6 @@
 """What a spec asks for, freed of what must not or cannot be done. Pure."""
 
+import binascii
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -21,9 +22,10 @@ RESERVED_PREFIX: Final = "pg_"
 PROTECTED_DATABASES: Final = frozenset({"postgres", "template0", "template1"})
 
 _SCRAM: Final = re.compile(
-    r"SCRAM-SHA-256\$\d{1,9}:[A-Za-z0-9+/]+={0,2}\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}="
+    r"SCRAM-SHA-256\$\d{1,9}:([A-Za-z0-9+/]+={0,2})\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}="
 )
 _MD5: Final = re.compile(r"(?:md5)?([0-9a-fA-F]{32})")
+_PASSWORD: Final = re.compile(r"\bPASSWORD\b", re.IGNORECASE)
 _OPTION_NAME: Final = re.compile(r"[A-Za-z_]+(?: [A-Za-z_]+)*")
 _OPTION_VALUE: Final = re.compile(
     r"""(?> -?\w[\w.]*+ | "(?:[^"\0]|"")++" | '(?:[^'\\\0]|'')*+' | [ ,] )*+""", re.VERBOSE | re.ASCII
@@ -128,19 +130,28 @@ def stored_password(text: str) -> Secret | None:
 
     The spec has SCRAM verifiers as they are stored, and md5 digests without their prefix.
     """
-    if _SCRAM.fullmatch(text) is not None:
+    if (verifier := _SCRAM.fullmatch(text)) is not None and _is_base64(verifier[1]):
         return Secret(text)
     if (digest := _MD5.fullmatch(text)) is not None:
         return Secret(MD5_PREFIX + digest[1].lower())
     return None
 
 
+def _is_base64(text: str) -> bool:
+    """Tell it as Postgres does, which takes a verifier with a salt that is none for a plain password."""
+    try:
+        binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        return False
+    return True
+
+
 def unusable_option(option: GenericOption) -> str | None:
     """Say why this cannot be a clause of CREATE ROLE or CREATE DATABASE; None when it can."""
+    if _PASSWORD.search(option.name) or (option.vartype != "string" and _PASSWORD.search(option.value or "")):
+        return "its password stands among its options; give it as `encrypted_password`"
     if _OPTION_NAME.fullmatch(option.name) is None:
         return f"the option {shown(option.name)} is not a clause: its name may have letters and blanks only"
-    if option.name.upper().endswith("PASSWORD"):
-        return "its password stands among its options; give it as `encrypted_password`"
     if option.value is None:
         return None
     if option.vartype == "string":

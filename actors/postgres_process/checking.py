@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from ...messages.secret import MASK, is_secret_setting, mask_credentials
 from ...messages.spec import Audit, ComputeSpec, Mode
 from ...postgres.accounts import Account
 from ...postgres.conf import ConfText, socket_folder_problem
@@ -165,7 +166,7 @@ def _safekeeper_problem(safekeepers: tuple[str, ...]) -> str | None:
     ordered = sorted(safekeepers)
     for one, next_one in pairwise(ordered):
         if one == next_one:
-            return f"duplicate entry in safekeeper_connstrings: {one}!"
+            return f"duplicate entry in safekeeper_connstrings: {mask_credentials(one)}!"
     return None
 
 
@@ -231,8 +232,9 @@ class Settings:
         for name in sorted({entry.name.lower() for entry in self._auto}):
             ours, theirs = self.own(name), effective(self._auto, name)
             if ours is not None and ours != theirs:
+                to, over = (MASK, "the value") if is_secret_setting(name) else (_shown(theirs), _shown(ours))
                 warnings.append(
-                    f"ALTER SYSTEM has set `{name}` to {theirs!r}, which overrides {ours!r} of the spec: "
+                    f"ALTER SYSTEM has set `{name}` to {to}, which overrides {over} of the spec: "
                     f"ALTER SYSTEM RESET {name} gives it back"
                 )
         return tuple(warnings)
@@ -242,6 +244,10 @@ class Settings:
 
     def _in_auto(self, entry: Entry) -> str:
         return f"setting `{entry.name}`, line {entry.line} of {AUTO_CONF} (ALTER SYSTEM wrote it: edit that file)"
+
+
+def _shown(value: str | None) -> str:
+    return repr(mask_credentials(value or ""))
 
 
 def problems(conf: ConfText, around: Surroundings) -> tuple[str, ...]:
@@ -410,6 +416,6 @@ def explain(output: str, conf: ConfText, folder: str, pgdata: str) -> str:
             continue
         said.append(conf.explain(found[1], conf_path).replace(auto_path, f"{pgdata}/{AUTO_CONF}"))
     if not said:
-        said = output.strip().splitlines()[-3:] or ["nothing"]
+        said = mask_credentials(output).strip().splitlines()[-3:] or ["nothing"]
     more = f" (and {len(said) - _MAX_SAID} more)" if len(said) > _MAX_SAID else ""
     return f"Postgres refuses the configuration: {'; '.join(said[:_MAX_SAID])}{more}"

@@ -12,6 +12,8 @@ from .port import PostgresError
 
 TIMEOUT_S: Final = 20.0
 """Of one backtrace."""
+SHOWN_OF_STRINGS: Final = 8
+"""Characters: arguments of a backtrace hold statements, and those may hold secrets."""
 MAX_CORES: Final = 5
 """Of one run; a crash loop of backends leaves many of the same."""
 
@@ -34,9 +36,11 @@ def find(pgdata: str, since_s: float) -> tuple[str, ...]:
 def debugger(postgres: str, core: str) -> list[str] | None:
     """Return the command that prints a backtrace; None when no debugger is installed."""
     if (gdb := shutil.which("gdb")) is not None:
-        return [gdb, "--batch", "-q", "-nx", "-ex", "bt", postgres, core]
+        shorten = f"set print elements {SHOWN_OF_STRINGS}"
+        return [gdb, "--batch", "-q", "-nx", "-ex", shorten, "-ex", "bt", postgres, core]
     if (lldb := shutil.which("lldb")) is not None:
-        return [lldb, "-c", core, "--batch", "-o", "bt all", "-o", "quit"]
+        shorten = f"settings set target.max-string-summary-length {SHOWN_OF_STRINGS}"
+        return [lldb, "-c", core, "--batch", "-o", shorten, "-o", "bt all", "-o", "quit"]
     return None
 
 

@@ -15,20 +15,11 @@ from ...messages.postgres import StopRung
 from ...messages.secret import Secret
 from ...postgres import pidfile
 from ...postgres.binaries import Binaries
+from ...postgres.environment import allowed
 from ..kit.jobs import Cancellation
 from . import orphans
 from .children import Starter, Wake
 
-ALLOWED: Final = frozenset(
-    {
-        *("PATH", "LANG", "LANGUAGE", "TZ", "TZDIR", "TMPDIR"),
-        *("LD_LIBRARY_PATH", "LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_CONF"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "KRB5_CONFIG", "KRB5_KTNAME"),
-        *("ICU_DATA", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA"),
-    }
-)
-"""What Postgres and its extensions may see of our environment; SQL users can read all of it."""
-ALLOWED_PREFIX: Final = "LC_"
 STORAGE_TOKEN: Final = "NEON_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 IGNORED_PROCESS: Final = "PG_GRANDPARENT_PID"
 """Postgres takes a lock file that names this process for a leftover; it still checks the shared memory."""
@@ -46,7 +37,7 @@ def environment(
     ours: Mapping[str, str], *, storage_token: Secret | None = None, ignored_pid: int | None = None
 ) -> dict[str, str]:
     """Return what Postgres gets of our environment: an allow-list, and what it is told on purpose."""
-    env = {name: value for name, value in ours.items() if name in ALLOWED or name.startswith(ALLOWED_PREFIX)}
+    env = allowed(ours)
     if storage_token is not None:
         env[STORAGE_TOKEN] = storage_token.reveal()
     if ignored_pid is not None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from ...postgres.masking import mask_server_words
 from ..kit.jobs import Cancellation
 from .children import Wake
 
@@ -168,7 +169,7 @@ class Pump:
             self._hand_on(framer.finish())
 
     def _hand_on(self, messages: list[str]) -> None:
-        for message in messages:
+        for message in map(mask_server_words, messages):
             self._last.append(message)
             self._emit(message)
 

@@ -72,7 +72,7 @@ class Server(Port):
         self._account = account
         self._starter = children.Starter(account, metrics=metrics, oom_score_adj=settings.oom_score_adj)
         self._sink = sink
-        self._target = parse_connstr(settings.connstr)
+        self._target = parse_connstr(settings.connstr.reveal())
         self._pgdata = os.path.abspath(settings.pgdata)  # noqa: PTH100 - links stay as they were given
         self._wish = Wish(
             compute_id=settings.compute_id,
@@ -364,6 +364,7 @@ class Server(Port):
 
     @override
     def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
+        source = self._settings.source
         conf = self._render(spec, cancellation)
         if isinstance(self._judgement, Usable):
             orphans.end((self._pgdata,), cancellation)
@@ -382,9 +383,10 @@ class Server(Port):
             self._postmaster = launcher.launch(
                 self._binaries,
                 self._pgdata,
-                port=self._target.port if self._settings.source is SourceName.INITDB else None,
+                port=self._target.port if source is SourceName.INITDB else None,
                 starter=self._starter,
-                storage_token=spec.storage_auth_token,
+                # SQL users can read it; without a pageserver it is of no use.
+                storage_token=spec.storage_auth_token if source is SourceName.PAGESERVER else None,
                 output=writer,
                 cancellation=cancellation,
             )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from compute_node.messages.secret import Secret
 from compute_node.messages.settings import NodeSettings, SourceName
 from compute_node.messages.spec import Cluster, ComputeCtlConfig, ComputeSpec, Database, KeySet, Role
 
@@ -31,4 +32,5 @@ def settings(**changes: Any) -> NodeSettings:
         "config": ComputeCtlConfig(jwks=KeySet(keys=())),
         "source": SourceName.INITDB,
     }
-    return NodeSettings(**(fields | changes))
+    fields |= changes
+    return NodeSettings(**(fields | {"connstr": Secret(fields["connstr"])}))

@@ -494,7 +494,7 @@ def test_the_source_pageserver_validates_and_says_that_it_comes_later(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:
     node = make_node(binaries15, "--dev")
-    node.write_config(spec())
+    node.write_config(spec(pageserver_connstring=None))
     node.flags.extend(["--source", "pageserver"])
     assert "pageserver connstr should be provided" in said_at_the_end(node)
     node.write_config(

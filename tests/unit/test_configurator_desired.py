@@ -55,6 +55,8 @@ def refused(wished: Desired) -> dict[str, str]:
         (DIGEST[:-1], None),
         ("SCRAM-SHA-256$4096:c2FsdA==$short=:short=", None),
         (VERIFIER + "'; DROP ROLE a --", None),
+        (VERIFIER.replace("c2FsdA==", "c2FsdAA=="), None),
+        (VERIFIER.replace("c2FsdA==", "c2FsdA="), None),
     ],
 )
 def test_a_password_is_compared_as_postgres_stores_it(text: str, stored: str | None) -> None:
@@ -155,6 +157,9 @@ def test_actions_that_are_not_known_are_passed_over() -> None:
         (GenericOption("", "string", "y"), False),
         (GenericOption("PASSWORD", "string", "canary"), False),
         (GenericOption("ENCRYPTED PASSWORD", "string", "canary"), False),
+        (GenericOption("PASSWORD 'canary'", "bool"), False),
+        (GenericOption("LOGIN", "bool", "password 'canary'"), False),
+        (GenericOption("LC_COLLATE", "string", "password"), True),
     ],
 )
 def test_an_option_is_a_clause_or_is_refused(option: GenericOption, *, usable: bool) -> None:

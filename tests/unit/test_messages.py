@@ -350,7 +350,7 @@ def test_the_settings_of_the_node_do_not_show_the_password_of_their_url() -> Non
     node = NodeSettings(
         compute_id="c",
         pgdata="/p",
-        connstr=f"postgresql://u:{CANARY}@localhost/postgres",
+        connstr=Secret(f"postgresql://u:{CANARY}@localhost/postgres"),
         postgres_bin="/b/postgres",
         config=ComputeCtlConfig(jwks=KeySet(keys=())),
     )

@@ -99,6 +99,27 @@ def test_a_missing_mandatory_flag_is_a_usage_error(flag: str, capsys: pytest.Cap
     assert flag in refused(without(flag), capsys)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("postgresql://u:canary@h/db",),
+        ("--connstring", "postgresql://u:canary@h/db"),
+        ("--filecache=host=h password=canary",),
+        ("-r", "//u:canary@h"),
+        ("-r", "http://[u:canary@h"),
+        ("-C", "mysql://u:canary@h/db"),
+    ],
+)
+def test_a_usage_error_does_not_repeat_a_password(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "canary" not in refused((*MINIMAL, *arguments), capsys)
+
+
+def test_options_do_not_show_the_password_of_their_url() -> None:
+    assert "canary" not in repr(parse((*without("-C"), "-C", "postgresql://u:canary@h/db")))
+
+
 def test_neither_config_nor_control_plane_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "where does the spec come from" in refused(without("-c"), capsys)
 

@@ -319,8 +319,25 @@ def test_alter_system_counts_is_named_and_overrides_are_told(tmp_path: Path, lib
     assert "'bad'" in problem
     (warning,) = checking.overridden(conf, spoiled)
     assert "`work_mem` to '8MB', which overrides '4MB'" in warning
+    secret = around(tmp_path, auto_conf="primary_conninfo = 'password=canary'\n")
+    (warning,) = checking.overridden(conf_of("primary_conninfo = 'host=h password=canary2'"), secret)
+    assert "`primary_conninfo`" in warning
+    assert "canary" not in warning
     same = around(tmp_path, auto_conf="max_connections = '50'\n")
     assert checking.overridden(conf, same) == ()
+
+
+def test_a_safekeeper_that_is_named_twice_is_told_without_its_password() -> None:
+    safekeepers = ("postgresql://u:canary@sk:1",) * 2
+    spec = a_spec(
+        pageserver_connstring=Secret("p"),
+        tenant_id="0" * 32,
+        timeline_id="1" * 32,
+        safekeeper_connstrings=safekeepers,
+    )
+    problem = checking.storage_problem(spec) or ""
+    assert "duplicate entry in safekeeper_connstrings" in problem
+    assert "canary" not in problem
 
 
 # --- What `postgres -C` says -----------------------------------------------------------------------------

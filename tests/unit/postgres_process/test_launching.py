@@ -323,8 +323,14 @@ def fake_debugger(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("installed", "said"),
     [
-        (("gdb", "lldb"), "core dump backtrace: gdb: --batch -q -nx -ex bt /bin/postgres /pg/core"),
-        (("lldb",), "core dump backtrace: lldb: -c /pg/core --batch -o bt all -o quit"),
+        (
+            ("gdb", "lldb"),
+            "core dump backtrace: gdb: --batch -q -nx -ex set print elements 8 -ex bt /bin/postgres /pg/core",
+        ),
+        (
+            ("lldb",),
+            "core dump backtrace: lldb: -c /pg/core --batch -o settings set target.max-string-summary-length 8 -o bt all -o quit",
+        ),
         ((), "no debugger (gdb, lldb) is installed"),
     ],
 )
