@@ -1,6 +1,7 @@
 """A whole node as a process: `run.py` with real Postgres, spoken to over HTTP and signals."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -285,7 +286,7 @@ class Node:
         """Search whatever the living node shows; `call` searches each answer, `judge` what stays behind."""
         if self.process is None or self.ended():
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, http.client.HTTPException):
             for path in ("/metrics", "/metrics.json", "/ready", "/debug/journal"):
                 self.call("GET", path, timeout_s=LOOK_S)
             for token in canaries.forged_tokens():

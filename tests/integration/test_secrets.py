@@ -4,10 +4,8 @@ See fix_secrets.py for where is looked, and doubles/canaries.py for what is give
 """
 
 import shlex
-import subprocess
 from pathlib import Path
 
-import psutil
 import psycopg
 import pytest
 from compute_node.postgres.accounts import Account
@@ -44,9 +42,8 @@ def test_a_curious_spec_sees_no_secret_at_the_most_talkative_level(
     role = {"name": "canary_md5", "encrypted_password": canaries.md5_digest()[:-1] + "1"}
     answer = node.configure(spec(cluster={"settings": [*small, *CURIOUS, *changed], "roles": [role]}))
     assert answer.status == 200, answer.body
-    wait_until(
-        lambda: 'parameter "primary_conninfo" changed to "•••"' in node.log, "what Postgres says of it"
-    )
+    changes = r"parameter \"primary_conninfo\" changed to \"•••\""
+    wait_until(lambda: changes in node.log, "what Postgres says of it", 30)
     assert "statement: create extension" in node.log, "Postgres does log statements"
     assert node.query("select 1 from pg_stat_statements where query ilike 'create extension%'") == [(1,)]
 
@@ -60,7 +57,7 @@ def test_a_curious_spec_sees_no_secret_at_the_most_talkative_level(
     assert "plain passwords are not accepted" in answer.body["error"]
     for conf in (
         f"primary_conninfo = password={canary('unquoted')}",
-        f"recovery_target_time = '{canary('time')} password={canary('in')}'",
+        f"recovery_target_time = 'soon password={canary('time')}'",
         f"work_mem = 'TOKEN={canary('memory')}'",
     ):
         answer = node.configure(spec(cluster={"postgresql_conf": conf}))
@@ -108,65 +105,6 @@ def test_a_leak_of_a_real_node_is_found(
     assert node.secrecy.leaks == [], "what is shown while it lives holds none"
     with pytest.raises(AssertionError, match=r"a secret leaks into \S+/stderr: "):
         made.judge()
-
-
-@pytest.mark.parametrize(
-    "where", ["a log line", "the journal", "a metric's label", "an error body", "a header"]
-)
-@pytest.mark.parametrize("form", ["{}", '{{"error": "\\"{}\\""}}', "postgresql%3A%2F%2Fu%3A{}%40h"])
-def test_a_secret_in_a_text_is_found(where: str, form: str) -> None:
-    secrecy = Secrecy()
-    secrecy.look(where, "harmless")
-    secrecy.judge()
-    secrecy.look(where, form.format(canary("planted")))
-    with pytest.raises(AssertionError, match=f"a secret leaks into {where}"):
-        secrecy.judge()
-
-
-def test_a_token_is_found_by_its_signature(make_node: MakeNode, binaries15: Binaries) -> None:
-    node = make_node(binaries15)
-    signature = node.token().rpartition(".")[2]
-    secrecy = Secrecy()
-    secrecy.also(signature)
-    secrecy.look("a log line", f"header: Bearer x.y.{signature}")
-    assert len(secrecy.leaks) == 1
-
-
-@pytest.mark.parametrize("what", ["cmdline", "environ"])
-def test_a_secret_in_arguments_or_environment_of_a_process_is_found(what: str) -> None:
-    secrecy = Secrecy()
-    arguments = [canary("argument")] if what == "cmdline" else []
-    env = {"LEAK": canary("variable")} if what == "environ" else {}
-    with subprocess.Popen(["/bin/sh", "-c", "read x", *arguments], env=env, stdin=subprocess.PIPE) as process:
-        wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"/bin/sh"), "exec")
-        secrecy.look_at_processes([psutil.Process(process.pid)])
-        assert process.stdin is not None
-        process.stdin.close()
-    with pytest.raises(AssertionError, match=f"{what} of process"):
-        secrecy.judge()
-
-
-@pytest.mark.parametrize("name", ["postmaster.opts", "pg_hba.conf", "log/postgresql.csv"])
-def test_a_secret_in_a_file_beside_the_data_is_found(name: str, tmp_path: Path) -> None:
-    secrecy = Secrecy()
-    (tmp_path / "log").mkdir()
-    (tmp_path / "postgresql.conf").write_text(canary("setting"))
-    (tmp_path / "postgresql.conf").chmod(0o600)
-    secrecy.look_at_pgdata(tmp_path)
-    assert secrecy.leaks == [], "there it belongs"
-    (tmp_path / name).write_text(canary("file"))
-    secrecy.look_at_pgdata(tmp_path)
-    with pytest.raises(AssertionError, match=name):
-        secrecy.judge()
-
-
-def test_a_configuration_file_that_others_may_read_is_found(tmp_path: Path) -> None:
-    secrecy = Secrecy()
-    (tmp_path / "postgresql.conf").write_text(canary("setting"))
-    (tmp_path / "postgresql.conf").chmod(0o640)
-    secrecy.look_at_pgdata(tmp_path)
-    with pytest.raises(AssertionError, match="open to others"):
-        secrecy.judge()
 
 
 def test_a_secret_in_a_view_is_found(binaries15: Binaries, cluster: MakeCluster) -> None:
