@@ -41,6 +41,10 @@ DOWNTIME_TOTAL: Final = _counter(
     "compute_pg_downtime_ms_total", "Milliseconds in which Postgres was seen to be down."
 )
 
+CRASH_RESTARTS: Final = _counter(
+    "compute_node_postgres_crash_restarts_total",
+    "Times Postgres restarted all its processes because one of them crashed.",
+)
 CONDITION: Final = _gauge("compute_node_condition", "1 for each condition that holds now.", "condition")
 HANDLED: Final = _counter("compute_node_messages_total", "Messages handled.", "actor", "message")
 HANDLER_SECONDS: Final = _counter(

@@ -3,13 +3,14 @@
 import logging
 from typing import ClassVar, Final, TypeAlias, assert_never
 
+from msgspec.structs import replace
 from typing_extensions import override
 
 from ...messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
 from ...messages.base import Message
 from ...messages.failpoints import Failpoint
 from ...messages.lifecycle import Condition, ConditionCleared, ConditionRaised
-from ...messages.metrics import CURRENT_DOWNTIME, DOWNTIME_TOTAL
+from ...messages.metrics import CRASH_RESTARTS, CURRENT_DOWNTIME, DOWNTIME_TOTAL
 from ...messages.settings import NodeSettings
 from ..kit.actor import Actor, Guard, Ref
 from ..kit.jobs import Cancellation, CancelledError, Job
@@ -18,7 +19,7 @@ from .checks import Memory, remember
 from .observer import PostgresObserver
 from .outcomes import Disconnected, JobBrokenOff, LookAgain, Observed
 from .port import Observer
-from .reach import CONDITIONS, DOWN, Health, Observation, Reach, learn
+from .reach import CONDITIONS, DOWN, Health, Observation, Reach, has_crashed, learn
 
 PERIOD_S: Final = 0.5
 """From the end of one look to the beginning of the next."""
@@ -92,6 +93,7 @@ class ActivityMonitor(Actor[MonitorMessage]):
             self._monitoring = True
             self._health = Health(Reach.UP, "", now)
             self._account = downtime.begin(now, self._account.total_ms)
+        self._health = replace(self._health, server_began_s=None)
         self._experimental = message.experimental
         self._memory = Memory(last=self._memory.last)
         self._begin_generation()
@@ -147,6 +149,7 @@ class ActivityMonitor(Actor[MonitorMessage]):
     def _take_in(self, observation: Observation) -> None:
         now = self.clock.now()
         before, self._health = self._health, learn(self._health, observation, now)
+        self.metrics.add(CRASH_RESTARTS, has_crashed(before, self._health))
         self._count(observation, now)
         self._report(before, now)
         condition = CONDITIONS.get(self._health.reach)

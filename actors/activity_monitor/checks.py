@@ -39,6 +39,8 @@ class Readings(msgspec.Struct, frozen=True):
     """Those with a running worker."""
     autovacuum_workers: int = 0
     totals: Totals | None = None
+    server_began_s: float | None = None
+    """When the processes of this server were started (epoch): anew after each crash of one of them."""
 
 
 class Activity(msgspec.Struct, frozen=True):

@@ -12,6 +12,9 @@ PATIENCE_S: Final = 10.0
 """How long logins may come to nothing, while the postmaster answers, before this counts as frozen."""
 
 
+CRASHED: Final = "one of its processes crashed, and all sessions were ended; its log says which"
+
+
 class Reach(Enum):
     """How Postgres can be reached."""
 
@@ -69,6 +72,8 @@ class Health(msgspec.Struct, frozen=True):
     reach: Reach
     detail: str
     known_s: float
+    server_began_s: float | None = None
+    """When the processes of the server were started (epoch), once that was seen."""
 
 
 _BY_PROBE: Final = {Probe.SILENT: Reach.FROZEN, Probe.REFUSED: Reach.UNREACHABLE}
@@ -92,9 +97,23 @@ def judge(probe: Probe, answer: Answer, *, held_up: bool) -> Reach:
 
 
 def learn(health: Health, observation: Observation, now_s: float) -> Health:
-    """Take an observation in; SLOW keeps what was known until that is older than PATIENCE_S."""
-    if observation.reach is not Reach.SLOW:
-        return Health(observation.reach, observation.detail, now_s)
-    if health.reach is Reach.UP and now_s - health.known_s > PATIENCE_S:
-        return Health(Reach.FROZEN, f"for {PATIENCE_S:g} s no login has been answered", now_s)
-    return health
+    """Take an observation in; SLOW keeps what was known until that is older than PATIENCE_S.
+
+    A recovery that was over before anybody looked is shown until the next look: all sessions were lost.
+    """
+    seen = None if observation.readings is None else observation.readings.server_began_s
+    began_s = health.server_began_s if seen is None else seen
+    reach, detail = observation.reach, observation.detail
+    if reach is Reach.SLOW:
+        if health.reach is not Reach.UP or now_s - health.known_s <= PATIENCE_S:
+            return health
+        reach, detail = Reach.FROZEN, f"for {PATIENCE_S:g} s no login has been answered"
+    after = Health(reach, detail, now_s, began_s)
+    if reach is Reach.UP and health.reach is Reach.UP and has_crashed(health, after):
+        return Health(Reach.RECOVERING, CRASHED, now_s, began_s)
+    return after
+
+
+def has_crashed(before: Health, after: Health) -> bool:
+    """Whether Postgres has started all its processes anew since."""
+    return before.server_began_s is not None and after.server_began_s != before.server_began_s

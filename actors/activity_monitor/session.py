@@ -53,6 +53,10 @@ UNION ALL
 SELECT 'autovacuum_workers', NULL, NULL, pg_catalog.count(*), NULL
   FROM pg_catalog.pg_stat_activity
  WHERE backend_type = 'autovacuum worker'
+UNION ALL
+SELECT 'server', NULL, NULL, pg_catalog.count(*), pg_catalog.date_part('epoch', pg_catalog.max(backend_start))
+  FROM pg_catalog.pg_stat_activity
+ WHERE backend_type = 'checkpointer'
 """
 """Times are read as epochs: whatever the session's time zone, they are right."""
 
@@ -248,6 +252,7 @@ def _readings(rows: Sequence[TupleRow]) -> Readings:
         subscriptions=counts["subscriptions"],
         autovacuum_workers=counts["autovacuum_workers"],
         totals=next((Totals(count, ms) for kind, _, _, count, ms in rows if kind == "totals"), None),
+        server_began_s=next((began_s for kind, _, _, _, began_s in rows if kind == "server"), None),
     )
 
 

@@ -18,7 +18,7 @@ from compute_node.actors.kit.simulated import SimulatedClock, SimulatedRuntime
 from compute_node.messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
 from compute_node.messages.base import Message, decode, encode
 from compute_node.messages.lifecycle import ActorFailed, Condition, ConditionCleared, ConditionRaised
-from compute_node.messages.metrics import CURRENT_DOWNTIME, DOWNTIME_TOTAL
+from compute_node.messages.metrics import CRASH_RESTARTS, CURRENT_DOWNTIME, DOWNTIME_TOTAL
 from typing_extensions import override
 
 from doubles.observer import ACTIVE, FakeObserver
@@ -205,6 +205,25 @@ def test_an_outage_is_logged_when_it_changes_and_every_ten_seconds(
         "Postgres is up again",
     ]
     assert all("downtime_info: current_ms=" in text for text in texts)
+
+
+def test_a_crash_that_is_over_before_anybody_looks_is_shown_and_counted_once(stage: Stage) -> None:
+    stage.postgres.readings = Readings(server_began_s=1.0)
+    stage.start()
+    stage.runtime.advance(10)
+    assert stage.listener.heard == []
+
+    stage.postgres.readings = Readings(server_began_s=2.0)
+    stage.runtime.advance(10)
+    assert [type(message) for message in stage.listener.heard] == [ConditionRaised, ConditionCleared]
+    assert stage.runtime.metrics.read(CRASH_RESTARTS)[()] == 1
+    assert 0 < stage.total <= 600
+
+    stage.stop()
+    stage.postgres.readings = Readings(server_began_s=3.0)
+    stage.start()
+    stage.runtime.advance(10)
+    assert stage.runtime.metrics.read(CRASH_RESTARTS)[()] == 1, "a new server is no crash of the old one"
 
 
 def test_a_stop_is_silent_and_clears_what_was_shown(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

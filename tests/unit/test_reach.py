@@ -1,6 +1,7 @@
 """From what a probe and a look brought to one word, and from one word to what is known."""
 
 import pytest
+from compute_node.actors.activity_monitor.checks import Readings
 from compute_node.actors.activity_monitor.reach import (
     CONDITIONS,
     DOWN,
@@ -10,6 +11,7 @@ from compute_node.actors.activity_monitor.reach import (
     Observation,
     Probe,
     Reach,
+    has_crashed,
     judge,
     learn,
 )
@@ -72,3 +74,34 @@ def test_logins_that_hang_for_long_are_a_freeze() -> None:
     assert health.reach is Reach.FROZEN
     assert learn(health, Observation(Reach.SLOW), 500.0).reach is Reach.FROZEN
     assert learn(health, Observation(Reach.UP), 501.0).reach is Reach.UP
+
+
+def up(server_began_s: float | None) -> Observation:
+    return Observation(Reach.UP, "", Readings(server_began_s=server_began_s))
+
+
+def test_processes_started_anew_are_a_recovery_for_one_look() -> None:
+    first = learn(UP, up(1.0), 101.0)
+    assert first == Health(Reach.UP, "", 101.0, 1.0)
+    assert not has_crashed(UP, first)
+
+    second = learn(first, up(2.0), 102.0)
+    assert second.reach is Reach.RECOVERING
+    assert has_crashed(first, second)
+
+    third = learn(second, up(2.0), 103.0)
+    assert third == Health(Reach.UP, "", 103.0, 2.0)
+    assert not has_crashed(second, third)
+
+
+def test_a_recovery_that_was_seen_anyway_is_over_with_the_first_good_look_and_counted() -> None:
+    seen = learn(Health(Reach.UP, "", 100.0, 1.0), Observation(Reach.RECOVERING), 101.0)
+    after = learn(seen, up(2.0), 102.0)
+    assert after.reach is Reach.UP
+    assert has_crashed(seen, after)
+
+
+def test_a_look_that_shows_nothing_of_the_server_is_no_crash() -> None:
+    health = Health(Reach.UP, "", 100.0, 1.0)
+    assert learn(health, up(None), 101.0) == Health(Reach.UP, "", 101.0, 1.0)
+    assert learn(health, Observation(Reach.UP), 101.0) == Health(Reach.UP, "", 101.0, 1.0)
