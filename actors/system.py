@@ -108,6 +108,11 @@ class System:
         servers = WaitressServers(settings, lambda: _applications(self._node(settings)), self.runtime.metrics)
         self._actors[HTTP] = HttpFacade(servers, self.supervisor)
 
+    @property
+    def actors(self) -> frozenset[str]:
+        """The names of all actors; so are their threads called."""
+        return frozenset(self._actors)
+
     def start(self) -> None:
         """Start every actor. Raises ActorStartError."""
         for name, actor in self._actors.items():

@@ -54,7 +54,7 @@ SLOW_HANDLERS: Final = _counter(
     "compute_node_slow_handlers_total", "Handlers that took longer than 50 ms.", "actor"
 )
 MAILBOX_DEPTH: Final = _gauge("compute_node_mailbox_depth", "Messages waiting now.", "actor")
-ACTOR_FAILURES: Final = _counter("compute_node_actor_failures_total", "Actors that died.", "actor")
+ACTOR_FAILURES: Final = _counter("compute_node_actor_failures_total", "Actors that died or hung.", "actor")
 WAITERS: Final = _gauge("compute_node_waiting_requests", "HTTP requests that wait for an outcome.")
 REFUSED_WAITERS: Final = _counter(
     "compute_node_waiting_requests_refused_total", "HTTP requests answered 503 because too many wait."

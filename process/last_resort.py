@@ -1,10 +1,13 @@
-"""Stopping a postmaster when the actors that should do it cannot any more."""
+"""Stopping a postmaster when the actors that should do it cannot any more, and leaving when nothing else ends."""
 
+import contextlib
+import faulthandler
 import logging
 import os
 import select
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +19,31 @@ RUNGS: Final = ((signal.SIGINT, 0.6), (signal.SIGQUIT, 0.25), (signal.SIGKILL, 0
 _START_TIME_FIELD: Final = 21
 """Field 22 of /proc/<pid>/stat, counted from 0: ticks since boot; tells a process from a later namesake."""
 
+_NOWHERE: Final = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
 log = logging.getLogger("compute_node.last_resort")
+
+
+@contextlib.contextmanager
+def leaving_within(seconds: float) -> Iterator[None]:
+    """End the process with exit code 1 when what is done here takes longer; nothing can hold that up."""
+    leave_after(seconds)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def leave_after(seconds: float) -> None:
+    """End the process hard, with exit code 1, in that time, unless `leaving_within` ends before.
+
+    The thread that does it needs neither Python nor a lock; where there is no thread to be had, SIGALRM kills.
+    """
+    try:
+        # What the threads are doing is not told here: a blocked standard error would hold it up.
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_NOWHERE)
+    except RuntimeError:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def start_time(pid: int) -> int | None:

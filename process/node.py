@@ -23,13 +23,15 @@ from ..messages.lifecycle import (
     StatusChanged,
 )
 from ..messages.metrics import UNKNOWN_FIELDS
-from .last_resort import PostmasterRecord
+from .last_resort import PostmasterRecord, leave_after, leaving_within
 from .limits import lower_oom_score, raise_core_limit
 from .notify import Notifier
 from .signals import STOPPING, SignalPipe
 
 ACTORS_STOP_S: Final = 2.0
 """How long the actors may take to end once the node's life is over."""
+LAST_WORDS_S: Final = 3.0
+"""What the end may take beyond all its limits before the process is ended hard."""
 
 log = logging.getLogger("compute_node")
 
@@ -49,7 +51,8 @@ def run(
     postmaster = PostmasterRecord()
     notifier = Notifier(manager, stop_timeout_s=launch.settings.stop_timeout_s)
     listeners = (*filter(None, [on_status]), *([notifier.changed] if notifier.speaks else []))
-    news = _News(signals, listeners)
+    leave_s = launch.settings.stop_timeout_s + ACTORS_STOP_S + LAST_WORDS_S
+    news = _News(signals, listeners, leave_s)
     system = System(
         launch,
         postmaster=postmaster,
@@ -73,35 +76,44 @@ def run(
             reloads.look()
             news.tell()
         news.tell()
-        return news.report(exiting)
+        report = news.report(exiting)
     finally:
-        end(postmaster.stop, system.stop, launch.settings.stop_timeout_s)
+        with leaving_within(leave_s):
+            left = end(postmaster.stop, system.stop, launch.settings.stop_timeout_s)
+    if stuck := system.actors.intersection(left):
+        return ExitReport(report.code or EXIT_FAILED, f"actors that hang: {', '.join(sorted(stuck))}")
+    return report
 
 
 def end(
     stop_postgres: Callable[[float], bool], stop_actors: Callable[[float], tuple[str, ...]], budget_s: float
-) -> None:
+) -> tuple[str, ...]:
     """End what may still be there when the node's life is over: Postgres first, then the actors.
 
-    Then Postgres again: its launch may have been under way at the first look.
+    Then Postgres again: its launch may have been under way at the first look. Returns threads that live on.
     """
     had_to = stop_postgres(budget_s)
     if left := stop_actors(ACTORS_STOP_S):
         log.warning("threads that did not end: %s", ", ".join(left))
     if stop_postgres(budget_s) or had_to:
         log.error("Postgres had to be stopped by the main thread, as a last resort")
+    return left
 
 
 class _News:
     """What the actors' threads have for the main thread; each piece wakes it."""
 
-    def __init__(self, signals: SignalPipe, listeners: tuple[Callable[[StatusChanged], None], ...]) -> None:
+    def __init__(
+        self, signals: SignalPipe, listeners: tuple[Callable[[StatusChanged], None], ...], leave_s: float
+    ) -> None:
         self._signals = signals
         self._listeners = listeners
+        self._leave_s = leave_s
         self._fatal: SimpleQueue[ActorFailed] = SimpleQueue()
         self._changes: SimpleQueue[StatusChanged] = SimpleQueue()
 
     def abandoned(self, failure: ActorFailed) -> None:
+        leave_after(self._leave_s)  # the main thread may be stuck as well
         self._fatal.put(failure)
         self._signals.wake()
 
@@ -122,7 +134,7 @@ class _News:
         if self._fatal.empty():
             return exiting.get(0)
         failure = self._fatal.get()
-        log.error("the actor %s died and nobody was left to handle it: %s", failure.actor, failure.error)
+        log.error("%s died and nobody was left to handle it: %s", failure.actor, failure.error)
         return ExitReport(EXIT_FAILED, f"the actor {failure.actor} died: {failure.error}")
 
 

@@ -69,6 +69,8 @@ class Cell(Services, Generic[M]):
         self.timers: Timers = _CellTimers(host, name, self)
         self.max_jobs = actor.max_jobs
         self.dead: str | None = None
+        self.pulse = 0
+        """Odd while the actor is at work; never the same again."""
         self._host = host
         self._actor = actor
         self._current: Envelope | None = None
@@ -89,10 +91,12 @@ class Cell(Services, Generic[M]):
     def start(self) -> None:
         """Let the actor begin; a failure here is its death."""
         began = time.perf_counter()
+        self.pulse += 1
         try:
             self._actor.started()
         except BaseException as error:  # noqa: BLE001 - nothing may end the thread
             self._die(error)
+        self.pulse += 1
         self._judge("its start", time.perf_counter() - began)
 
     def handle(self, envelope: Envelope) -> None:
@@ -121,6 +125,21 @@ class Cell(Services, Generic[M]):
         self.cancel_jobs()
 
     # --- Called by the runtime, on any thread
+
+    @property
+    def at_work_on(self) -> str:
+        """Name the kind of message that is being handled, if one is."""
+        current = self._current
+        return "its start" if current is None else type(current.message).__name__
+
+    def give_up(self, error: str) -> None:
+        """Take the actor for dead, although its thread may be stuck in a handler."""
+        self.metrics.add(ACTOR_FAILURES, 1, self.name)
+        self.dead = error
+        for replier in tuple(self._outstanding):
+            replier.abandon(f"{self.name}: {error}")
+        self.cancel_jobs()
+        self._host.actor_failed(self.name, error)
 
     def cancel_jobs(self) -> None:
         """Ask all jobs to end."""
@@ -172,6 +191,7 @@ class Cell(Services, Generic[M]):
         message = envelope.message
         self._current, self._settled = envelope, envelope.promise is None
         error: BaseException | None = None
+        self.pulse += 1
         began = time.perf_counter()
         try:
             if isinstance(message, JobCrashed):
@@ -183,6 +203,7 @@ class Cell(Services, Generic[M]):
         except BaseException as raised:  # noqa: BLE001 - nothing may end the thread
             error = raised
         took = time.perf_counter() - began
+        self.pulse += 1
         self._current = None
         self._account(message, took)
         if error is not None:

@@ -22,9 +22,10 @@ from .actor import Actor, Envelope, Ref
 from .cell import ActorStartError, Cell, Host
 from .clock import TICK_S, AwakeClock
 from .failpoints import Failpoints
-from .jobs import Job
+from .jobs import Job, describe
 from .journal import Journal
 from .metrics import Metrics
+from .watchdog import HUNG_S, Watchdog, stacks
 
 M = TypeVar("M", bound=Message)
 
@@ -37,7 +38,7 @@ CROWDED: Final = 64
 
 log = logging.getLogger(__name__)
 
-__all__ = ["MAX_WAITING", "START_TIMEOUT_S", "ActorStartError", "ThreadedRuntime"]
+__all__ = ["HUNG_S", "MAX_WAITING", "START_TIMEOUT_S", "ActorStartError", "ThreadedRuntime"]
 
 
 class _Host(pykka.ThreadingActor):
@@ -114,6 +115,15 @@ class _Resident:
         self.inbox = cast("queue.SimpleQueue[Any]", host.actor_inbox)
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.workers: list[threading.Thread] = []
+        self.told_to_end = False
+
+    @property
+    def lost_thread(self) -> str | None:
+        """Name a thread that has ended although nobody asked it to."""
+        if self.told_to_end or not self.host.started.is_set():
+            return None
+        threads = [thread for thread in (self.host.thread, *self.workers) if thread is not None]
+        return next((thread.name for thread in threads if not thread.is_alive()), None)
 
     def start(self) -> None:
         """Start the threads. Raises RuntimeError when the machine has none to spare."""
@@ -128,6 +138,7 @@ class _Resident:
 
     def end(self, timeout_s: float) -> None:
         """End the actor, then its jobs; waits at most so long for the actor."""
+        self.told_to_end = True
         self.host.end()
         if not self.host.ended.wait(timeout_s):
             self.cell.cancel_jobs()  # the actor itself cannot
@@ -139,7 +150,7 @@ class ThreadedRuntime(Host):
     """Runs actors on threads.
 
     `watcher` names the actor that is told of deaths; `abandoned` is called, on the dying actor's thread,
-    when that one cannot be told because it is the one that died.
+    when that one cannot be told because it is the one that died. An actor that hangs has died, too.
     """
 
     def __init__(self, *, watcher: str, abandoned: Callable[[ActorFailed], None]) -> None:
@@ -150,7 +161,8 @@ class ThreadedRuntime(Host):
         self._watcher = watcher
         self._abandoned = abandoned
         self._residents: dict[str, _Resident] = {}
-        self._timers = _TimerThread(self.send, self.clock)
+        self._watchdog = Watchdog()
+        self._timers = _TimerThread(self.send, self.clock, self._watch, self._timers_failed)
 
     def ref(self, name: str) -> "Ref[Any]":
         """Return the address of an actor, which may be spawned later."""
@@ -236,6 +248,32 @@ class ThreadedRuntime(Host):
         else:
             self.send(self._watcher, Envelope(failure))
 
+    # --- On the timer thread
+
+    def _watch(self) -> None:
+        """Look for actors that hang, or whose threads are gone; each is reported once."""
+        living = {name: r for name, r in tuple(self._residents.items()) if r.cell.dead is None}
+        pulses = {name: resident.cell.pulse for name, resident in living.items()}
+        lost = {
+            name: f"its thread {thread} has ended"
+            for name, resident in living.items()
+            if (thread := resident.lost_thread) is not None
+        }
+        for name in self._watchdog.hung(pulses, self.clock.now(), HUNG_S):
+            what = living[name].cell.at_work_on
+            lost[name] = f"it hangs: it has been at work on {what} for more than {HUNG_S:g} s"
+        if not lost:
+            return
+        for name in sorted(lost, key=lambda name: name != self._watcher):  # so that nobody tells it of others
+            log.error("%s is given up: %s; what every thread is doing follows", name, lost[name])
+            living[name].cell.give_up(lost[name])
+        for stack in stacks():
+            log.error("%s", stack)
+
+    def _timers_failed(self, error: BaseException) -> None:
+        log.error("the thread of the timers died of an exception", exc_info=error)
+        self._abandoned(ActorFailed("timers", describe(error)))
+
 
 def _work(cell: Cell[Any], jobs: "queue.SimpleQueue[Job | None]") -> None:
     while (job := jobs.get()) is not None:
@@ -243,11 +281,22 @@ def _work(cell: Cell[Any], jobs: "queue.SimpleQueue[Job | None]") -> None:
 
 
 class _TimerThread:
-    """One thread that sends envelopes when they are due; it never does the work itself."""
+    """One thread that sends envelopes when they are due; it never does the work itself.
 
-    def __init__(self, send: Callable[[str, Envelope], None], clock: AwakeClock) -> None:
+    `every_tick` is called each TICK_S, `failed` with the exception that ends the thread, if one does.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[str, Envelope], None],
+        clock: AwakeClock,
+        every_tick: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
         self._send = send
         self._clock = clock
+        self._every_tick = every_tick
+        self._failed = failed
         self._order = itertools.count()
         self._due: list[tuple[float, int, str, Envelope]] = []
         self._changed = threading.Condition()
@@ -271,7 +320,18 @@ class _TimerThread:
             self._changed.notify()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # noqa: BLE001 - nobody acts in time without this thread
+            self._failed(error)
+
+    def _serve(self) -> None:
+        tick_s = self._clock.now()
         while True:
+            now = self._clock.now()
+            if now >= tick_s:
+                tick_s = now + TICK_S
+                self._every_tick()
             with self._changed:
                 if self._stopped:
                     return
