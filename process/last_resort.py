@@ -16,6 +16,9 @@ from .signals import open_pidfd
 RUNGS: Final = ((signal.SIGINT, 0.6), (signal.SIGQUIT, 0.25), (signal.SIGKILL, 0.15))
 """Which signal, and which share of the time it may take to work."""
 
+TIDY_S: Final = 1.0
+"""How long the PostgresProcess, if it still can, gets for removing what was made for the run."""
+
 _START_TIME_FIELD: Final = 21
 """Field 22 of /proc/<pid>/stat, counted from 0: ticks since boot; tells a process from a later namesake."""
 
@@ -62,20 +65,29 @@ class PostmasterRecord:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
+        self._tidied = threading.Event()
 
     def started(self, pid: int) -> None:
         """Remember a postmaster by pid and start time."""
         began = start_time(pid)
         with self._lock:
             self._identity = None if began is None else (pid, began)
+            self._tidied.clear()
 
     def ended(self) -> None:
         """Forget it: it has been waited for."""
         with self._lock:
             self._identity = None
 
+    def tidied(self) -> None:
+        """Note that nothing of its run is left."""
+        self._tidied.set()
+
     def stop(self, budget_s: float) -> bool:
-        """Stop it if it still runs: fast, immediate, kill. Returns whether there was one to stop."""
+        """Stop it if it still runs: fast, immediate, kill. Returns whether there was one to stop.
+
+        Whoever sees it end, if anybody can still, gets a moment to clean up after it.
+        """
         with self._lock:
             identity = self._identity
         if identity is None:
@@ -97,4 +109,5 @@ class PostmasterRecord:
             log.info("last resort: postmaster %d ended meanwhile", pid)
         finally:
             os.close(descriptor)
+        self._tidied.wait(TIDY_S)
         return True

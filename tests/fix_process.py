@@ -80,6 +80,9 @@ class Sink:
     def ended(self) -> None:
         self.alive.pop()
 
+    def tidied(self) -> None:
+        pass
+
 
 class RecordingSupervisor(Scripted):
     """Also takes ActorFailed."""

@@ -140,7 +140,8 @@ class _Resident:
         """End the actor, then its jobs; waits at most so long for the actor."""
         self.told_to_end = True
         self.host.end()
-        if not self.host.ended.wait(timeout_s):
+        has_thread = self.host.thread is not None and self.host.thread.is_alive()
+        if not self.host.ended.wait(timeout_s if has_thread else 0):
             self.cell.cancel_jobs()  # the actor itself cannot
         for _ in self.workers:
             self.jobs.put(None)

@@ -39,6 +39,10 @@ class ProcessSink(Protocol):
         """Forget it: it was waited for."""
         ...
 
+    def tidied(self) -> None:
+        """Hear that what was made for its run is gone, too."""
+        ...
+
 
 class Port(Protocol):
     """Called in jobs only, but for `signal`. Every method ends within a second of a cancellation.

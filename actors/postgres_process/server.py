@@ -504,6 +504,7 @@ class Server(Port):
         if self._socket_folder is not None:
             remove_private(self._socket_folder, self._account)
             self._socket_folder = None
+        self._sink.tidied()
 
     @override
     def report_cores(self, cancellation: Cancellation) -> None:

@@ -38,6 +38,7 @@ def test_a_postmaster_is_stopped_fast_first() -> None:
     record = PostmasterRecord()
     with a_process() as process:
         record.started(process.pid)
+        record.tidied()
         assert record.stop(10.0)
         assert process.wait(5) == -signal.SIGINT
 
@@ -46,6 +47,7 @@ def test_one_that_stands_still_is_let_go_on_to_stop() -> None:
     record = PostmasterRecord()
     with a_process() as process:
         record.started(process.pid)
+        record.tidied()
         process.send_signal(signal.SIGSTOP)
         assert record.stop(30.0)
         assert process.wait(5) == -signal.SIGINT
@@ -55,6 +57,7 @@ def test_one_that_ignores_everything_is_killed_in_time() -> None:
     record = PostmasterRecord()
     with a_process("SIGINT SIGQUIT") as process:
         record.started(process.pid)
+        record.tidied()
         assert record.stop(0.5)
         assert process.wait(5) == -signal.SIGKILL
 
@@ -63,6 +66,7 @@ def test_one_that_was_waited_for_is_left_alone() -> None:
     record = PostmasterRecord()
     with a_process() as process:
         record.started(process.pid)
+        record.tidied()
         record.ended()
         assert not record.stop(1.0)
         assert process.poll() is None
@@ -72,6 +76,7 @@ def test_a_process_that_is_gone_is_no_work() -> None:
     record = PostmasterRecord()
     with a_process() as process:
         record.started(process.pid)
+        record.tidied()
         process.kill()
         process.wait()
         assert not record.stop(1.0)

@@ -1,0 +1,89 @@
+"""A node in which something hangs for ever: it is noticed, Postgres is stopped, and the process is gone in time."""
+
+import signal
+import sys
+
+import psutil
+import pytest
+from compute_node.postgres.binaries import Binaries
+
+from fix_node import MakeNode, Node, spec
+from fix_postgres import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+PROGRAM = """
+import threading
+from compute_node.actors.activity_monitor.actor import ActivityMonitor
+from compute_node.actors.kit import threaded
+from compute_node.actors.supervisor.actor import Supervisor
+from compute_node.process import node
+
+def hang(*_):
+    threading.Event().wait()
+
+threaded.HUNG_S = 3.0
+{planted}
+from compute_node.run import main
+main()
+"""
+"""The program of a node with a fault in it."""
+
+
+def plant(node: Node, fault: str) -> Node:
+    node.command = [sys.executable, "-c", PROGRAM.format(planted=fault)]
+    return node
+
+
+def test_a_supervisor_that_hangs_is_not_live_and_the_main_thread_stops_postgres(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    fault = "Supervisor._dump_journal = hang; ActivityMonitor._look = lambda _: 1 / 0"
+    node = plant(make_node(binaries15, "--dev"), fault)
+    node.write_config(spec())
+    node.start()
+    wait_until(lambda: "died of an exception" in node.log, "the Supervisor is about to hang", 60)
+    postmaster = psutil.Process(node.postmaster())
+    shown: list[int] = []
+
+    def ended() -> bool:
+        try:
+            shown.append(node.call("GET", "/live", token=None).status)
+        except OSError:
+            return node.ended()
+        return False
+
+    wait_until(ended, "it ends by itself", 60)
+    assert 503 in shown, "before it is given up"
+    assert node.wait() == 1
+    assert not postmaster.is_running()
+    assert "supervisor is given up: it hangs" in node.log
+    assert "in hang" in node.log, "every thread's stack"
+    assert "last resort: sending SIGINT" in node.log
+    node.log_path.unlink()  # its tracebacks were wanted
+
+
+def test_an_actor_that_never_ends_costs_the_exit_code_and_no_time(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = plant(make_node(binaries15), "ActivityMonitor._stop = hang").run()
+    assert node.stop() == 1
+    assert "threads that did not end: activity_monitor" in node.log
+    assert "database system is shut down" in node.log
+
+
+def test_a_main_thread_that_cannot_end_is_ended_hard(make_node: MakeNode, binaries15: Binaries) -> None:
+    """Its last resort hangs, too: nothing in Python is left to do it."""
+    fault = "node.LAST_WORDS_S = 1.0; node.PostmasterRecord.stop = hang"
+    node = plant(make_node(binaries15, "--stop-timeout", "2"), fault).run()
+    assert node.stop() == 1
+    assert "database system is shut down" in node.log
+
+
+def test_a_main_thread_that_dies_stops_postgres(make_node: MakeNode, binaries15: Binaries) -> None:
+    fault = "node._News.tell = lambda *_: 1 / 0"
+    node = plant(make_node(binaries15), fault).run()
+    assert node.stop(signal.SIGHUP) == 1, "the signal wakes it"
+    assert "database system is shut down" in node.log
+    assert "the main thread failed; the node is stopped" in node.log
+    node.log_path.unlink()
