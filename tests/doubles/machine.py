@@ -519,6 +519,9 @@ class SimulatedServer(server.Server):
     def ended(self) -> None:
         self.machine.recorded = None
 
+    def tidied(self) -> None:
+        pass
+
     # --- The port
 
     @override
