@@ -299,6 +299,24 @@ def cluster(
 # --- Nothing is left -------------------------------------------------------------------------------------
 
 
+_CLONE_NEWNS = 0x00020000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+
+
+@pytest.fixture(scope="session")
+def own_shared_memory() -> None:
+    """Give this process and its children a /dev/shm of their own, where that is permitted.
+
+    A killed Postgres leaves segments behind until its next start: those of a test beside us are not ours to judge.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if os.geteuid() == 0 and libc.unshare(_CLONE_NEWNS) == 0:
+        libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None)
+        libc.mount(b"tmpfs", bytes(SHM), b"tmpfs", ctypes.c_ulong(0), b"mode=1777")
+
+
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The temporary folder of this test and of every process it starts; others may enter it.

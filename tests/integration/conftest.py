@@ -11,6 +11,7 @@ from fix_postgres import (
     cluster,
     free_port,
     nothing_is_left,
+    own_shared_memory,
     postgres_folder,
     scratch,
     templates,
@@ -27,6 +28,7 @@ __all__ = [
     "make_node",
     "make_process",
     "nothing_is_left",
+    "own_shared_memory",
     "postgres_folder",
     "scratch",
     "templates",
@@ -34,5 +36,5 @@ __all__ = [
 
 
 @pytest.fixture(autouse=True)
-def clean_house(nothing_is_left: None) -> None:
+def clean_house(own_shared_memory: None, nothing_is_left: None) -> None:
     """Check after each test that no process, port, temporary folder or shared memory of ours is left."""

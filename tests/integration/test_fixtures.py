@@ -15,6 +15,7 @@ from compute_node.postgres.binaries import Binaries
 
 import fix_postgres
 from fix_postgres import SHM, MakeCluster, Ports, _shared_memory_left, nothing_is_left
+from fix_process_tree import namespaces_are_permitted
 
 
 def test_a_cluster_of_each_major_starts_answers_and_stops(binaries: Binaries, cluster: MakeCluster) -> None:
@@ -98,3 +99,8 @@ def test_shared_memory_of_a_living_postgres_is_not_called_left(
     assert used - before, "Postgres uses /dev/shm"
     assert used.isdisjoint(_shared_memory_left(before)), "others beside us may leave theirs"
     made.stop(signal.SIGTERM)
+
+
+def test_shared_memory_is_our_own_where_that_is_permitted() -> None:
+    namespaces_are_permitted()
+    assert SHM.stat().st_dev != Path(f"/proc/{os.getppid()}/root/dev/shm").stat().st_dev
