@@ -234,6 +234,11 @@ class Node:
             "POST", "/configure", {"spec": document, "compute_ctl_config": {"jwks": {"keys": []}}}
         )
 
+    def metric(self, name: str) -> float:
+        """Return a sample without labels from `/metrics`."""
+        lines = self.call("GET", "/metrics", token=None).body.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
     def await_status(self, wanted: str) -> None:
         """Wait until the node shows this status; fails when it ends, or shows failed instead."""
         seen = {"status": "nothing yet"}

@@ -344,13 +344,16 @@ def nothing_is_left(scratch: Path, free_port: Ports, monkeypatch: pytest.MonkeyP
     shared_before = _names(SHM)
     yield
     left: list[str] = []
+    shared = set(_shared_memory_left(shared_before))
 
     def is_clean() -> bool:
+        # What comes later belongs to tests beside this one, which may have killed a Postgres for a while.
+        shared.intersection_update(_shared_memory_left(shared_before))
         processes = _processes_left(mark, scratch, processes_before)
         left[:] = (
             [f"process {_describe(process)}" for process in processes]
             + [f"port {port}" for port in free_port.given if listens(port)]
-            + [f"shared memory {name}" for name in _shared_memory_left(shared_before)]
+            + [f"shared memory {name}" for name in sorted(shared)]
             + [f"temporary {path.name}" for path in sorted(scratch.iterdir())]
         )
         return not left

@@ -18,6 +18,7 @@ from ...messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from ...postgres.accounts import Account
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
+from . import segments
 from .port import PostgresError
 
 MAX_OUTPUT: Final = 65_536
@@ -147,12 +148,10 @@ def run(
                     cancellation.reach(step)
                 finished, output = _read(process, wake, timeout_s, cancellation.now)
             except BaseException:
-                _kill(process)
+                _kill(process, cancellation.now)
                 raise
             if not finished:
-                _kill(process)
-                _, rest = _read(process, None, _AFTER_KILL_S, cancellation.now)
-                output += rest
+                output += _kill(process, cancellation.now)
             code = process.wait()
         cancellation.check()
         text = output[-MAX_OUTPUT:].decode(errors="replace")
@@ -164,9 +163,29 @@ def run(
         wake.close()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], now: Callable[[], float]) -> bytes:
+    """Kill its group and return the rest of its output.
+
+    What a Postgres among them (initdb runs some) leaves in shared memory is removed.
+    """
+    left: frozenset[str] = frozenset()
     with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGSTOP)  # none of them makes more meanwhile
+        left = segments.mapped_by(_members(process.pid))
         os.killpg(process.pid, signal.SIGKILL)
+    _, rest = _read(process, None, _AFTER_KILL_S, now)
+    segments.remove_unused(left)
+    return rest
+
+
+def _members(group: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(entry.name)
+            if os.getpgid(pid) == group:
+                found.append(pid)
+    return found
 
 
 def _read(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ..kit.jobs import Cancellation
+from . import segments
 from .port import PostgresError
 
 PROGRAMS: Final = frozenset({"postgres", "initdb"})
@@ -45,20 +46,23 @@ def end(
     folders = tuple(folders)
     found = working_in(folders)
     count = len(found)
+    in_memory = segments.mapped_by(found)
     for number, patience_s in ladder:
         if not found:
-            return count
+            break
         log.warning("sending %s to Postgres processes that work in %s: %s", number.name, folders[0], found)
         _signal(found, folders, number)
         waited_s = 0.0
         while (found := working_in(folders)) and waited_s < patience_s:
             cancellation.wait(_PAUSE_S)
             waited_s += _PAUSE_S
+            in_memory |= segments.mapped_by(found)
             if number is signal.SIGKILL:  # those that were started meanwhile, too
                 _signal(found, folders, number)
     if found:
         msg = f"Postgres processes work in {folders[0]} and cannot be ended: {found}; end them and try again"
         raise PostgresError(msg)
+    segments.remove_unused(in_memory)
     return count
 
 

@@ -33,6 +33,11 @@ def socket_folder(pgdata: str, account: Account | None) -> str:
     return str(Path(temporary_folder(account), PREFIX + _digest(pgdata)))
 
 
+def check_folder(pgdata: str, account: Account | None) -> str:
+    """Return where configurations are tried: always the same, so that what a crash leaves is found again."""
+    return socket_folder(pgdata, account) + "-check"
+
+
 def make_private(path: str, account: Account | None) -> None:
     """Make a folder that is ours alone; one that is there already must be. Raises PostgresError."""
     try:
@@ -78,6 +83,16 @@ def link_shared_memory(
     if account is not None:
         os.chown(link, account.uid, account.gid, follow_symlinks=False)
     return target
+
+
+def shared_memory_of(pgdata: str, *, shared_memory: str = SHARED_MEMORY) -> str | None:
+    """Return the folder in memory that a PGDATA of ours still leads to, after a crash."""
+    link = Path(pgdata, DYNSHMEM)
+    if not link.is_symlink():
+        return None
+    target = link.readlink()
+    ours = target.parent == Path(shared_memory) and target.name.startswith(PREFIX)
+    return str(target) if ours else None
 
 
 def unlink_shared_memory(pgdata: str, target: str, account: Account | None) -> None:

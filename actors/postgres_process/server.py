@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from time import time
 from typing import Final
@@ -29,12 +28,13 @@ from .logs import Pump
 from .pgdata import MARKER, TOKEN, Foreign, Place, Seal, SetAside, Usable, Wish, judge, recovery
 from .port import Launch, PgdataRefusedError, Port, PostgresError, ProcessSink
 from .run_folders import (
+    check_folder,
     link_shared_memory,
     make_private,
     remove_left_behind,
     remove_private,
+    shared_memory_of,
     socket_folder,
-    temporary_folder,
     unlink_shared_memory,
 )
 from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
@@ -230,9 +230,10 @@ class Server(Port):
             raise PostgresError(str(error)) from error
 
     def _ask_postgres(self, conf: ConfText, auto_conf: str, cancellation: Cancellation) -> None:
-        scratch = tempfile.mkdtemp(prefix="compute-node-check-", dir=temporary_folder(self._account))
+        scratch = check_folder(self._pgdata, self._account)
+        remove_private(scratch, self._account)
+        make_private(scratch, self._account)
         try:
-            folder.own(scratch, self._account)
             texts = {"postgresql.conf": conf.text, checking.AUTO_CONF: auto_conf, OVERRIDE_FILE: ""}
             for name, text in texts.items():
                 content = text.encode(errors="surrogateescape")
@@ -254,7 +255,7 @@ class Server(Port):
                 cancellation=cancellation,
             )
         finally:
-            folder.remove(scratch)
+            remove_private(scratch, self._account)
         cancellation.reach(Failpoint.CHECK_ASKED)
         if result.code != 0:
             raise PostgresError(checking.explain(result.output, conf, scratch, self._pgdata))
@@ -412,7 +413,10 @@ class Server(Port):
             log.warning("%s is renamed to %s", paths.pgdata, aside)
         elif left := folder.tablespaces(paths.pgdata):
             log.warning("the tablespaces of the PGDATA that is replaced stay behind: %s", ", ".join(left))
+        left_in_memory = None if aside is not None else shared_memory_of(paths.pgdata)
         folder.place(paths, cancellation, aside=aside)
+        if left_in_memory is not None:
+            remove_private(left_in_memory, self._account)
         self._built = False
         self._keeps = True
 

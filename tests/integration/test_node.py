@@ -253,16 +253,10 @@ def test_the_same_spec_twice_issues_no_statement_the_second_time(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:
     node = make_node(binaries15).run(spec(**APP))
-    metric = "compute_node_applied_statements_total"
-
-    def applied() -> float:
-        lines = node.call("GET", "/metrics", token=None).body.splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(metric))
-
-    before = applied()
+    before = node.metric("compute_node_applied_statements_total")
     assert before > 0
     assert node.configure(spec(**APP)).status == 200
-    assert applied() == before
+    assert node.metric("compute_node_applied_statements_total") == before
 
 
 @pytest.mark.parametrize(
