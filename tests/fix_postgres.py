@@ -27,7 +27,7 @@ SUPERUSER = "cloud_admin"
 MARK = "COMPUTE_NODE_TEST"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
-CLEAN_TIMEOUT_S = 12.0  # a test beside us may kill a Postgres whose shared memory lives until its next start
+CLEAN_TIMEOUT_S = 40.0  # a test beside us may kill a Postgres whose shared memory lives until its next start
 SHM = Path("/dev/shm")
 TEMP = tempfile.gettempdir()
 """Before any test moves it."""

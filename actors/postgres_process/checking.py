@@ -5,7 +5,7 @@ Pure but for the look at files that settings name: `not_built`, `storage_problem
 
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -243,7 +243,7 @@ class Settings:
         return self._conf.origin(entry.line)
 
     def _in_auto(self, entry: Entry) -> str:
-        return f"setting `{entry.name}`, line {entry.line} of {AUTO_CONF} (ALTER SYSTEM wrote it: edit that file)"
+        return f"setting `{entry.name}`, line {entry.line} of {AUTO_CONF} (ALTER SYSTEM wrote it)"
 
 
 def _shown(value: str | None) -> str:
@@ -262,6 +262,46 @@ def problems(conf: ConfText, around: Surroundings) -> tuple[str, ...]:
         _file_problems,
     )
     return tuple(problem for check in checks for problem in check(settings, around))
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A line of ALTER SYSTEM's file that would keep Postgres from starting."""
+
+    line: int
+    setting: str
+    why: str
+
+
+def without_refused(auto_conf: str, refuses: Callable[[str], str | None]) -> tuple[str, tuple[Refusal, ...]]:
+    """Return ALTER SYSTEM's file with empty lines in the place of those that are refused, and these.
+
+    `refuses` says why Postgres would not start with such a text, or None. A line is refused when it is not
+    taken together with all that are taken.
+    """
+    lines = auto_conf.split("\n")
+    out = {
+        number: "" for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")
+    }
+
+    def text(missing: Container[int]) -> str:
+        return "\n".join("" if number in missing else line for number, line in enumerate(lines))
+
+    found = True
+    while out and found:
+        found = False
+        for number in tuple(out):
+            why = refuses(text(out.keys() - {number}))
+            if why is None:
+                del out[number]
+                found = True
+            else:
+                out[number] = why
+    return text(out), tuple(Refusal(number + 1, _name_in(lines[number]), why) for number, why in out.items())
+
+
+def _name_in(line: str) -> str:
+    entries = read(line)
+    return entries[0].name if entries else "not a setting"
 
 
 def overridden(conf: ConfText, around: Surroundings) -> tuple[str, ...]:

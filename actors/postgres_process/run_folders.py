@@ -85,16 +85,6 @@ def link_shared_memory(
     return target
 
 
-def shared_memory_of(pgdata: str, *, shared_memory: str = SHARED_MEMORY) -> str | None:
-    """Return the folder in memory that a PGDATA of ours still leads to, after a crash."""
-    link = Path(pgdata, DYNSHMEM)
-    if not link.is_symlink():
-        return None
-    target = link.readlink()
-    ours = target.parent == Path(shared_memory) and target.name.startswith(PREFIX)
-    return str(target) if ours else None
-
-
 def unlink_shared_memory(pgdata: str, target: str, account: Account | None) -> None:
     """Remove the folder in memory; `pg_dynshmem` is an ordinary, empty folder again."""
     remove_private(target, account)
@@ -106,7 +96,8 @@ def unlink_shared_memory(pgdata: str, target: str, account: Account | None) -> N
 
 def remove_left_behind(pgdata: str, account: Account | None, *, shared_memory: str = SHARED_MEMORY) -> None:
     """Remove the folders of a run that was killed; only while nothing works in this PGDATA."""
-    remove_private(socket_folder(pgdata, account), account)
+    for path in (socket_folder(pgdata, account), check_folder(pgdata, account)):
+        remove_private(path, account)
     for target in sorted(Path(shared_memory).glob(f"{PREFIX}{_digest(pgdata)}-*")):
         unlink_shared_memory(pgdata, str(target), account)
 

@@ -2,10 +2,12 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from time import time
 from typing import Final
 
+from msgspec.structs import replace
 from typing_extensions import override
 
 from ...messages.failpoints import Failpoint
@@ -33,7 +35,6 @@ from .run_folders import (
     make_private,
     remove_left_behind,
     remove_private,
-    shared_memory_of,
     socket_folder,
     unlink_shared_memory,
 )
@@ -41,6 +42,7 @@ from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
 from .sources.initdb import InitdbSource
 
 CHECK_TIMEOUT_S: Final = 30.0
+REFUSED_AUTO_CONF: Final = f"{checking.AUTO_CONF}.refused"
 SPACE_NEEDED: Final = 64 << 20
 """Bytes that a new cluster takes, roughly."""
 PUMP_PATIENCE_S: Final = 5.0
@@ -90,6 +92,8 @@ class Server(Port):
         self._judgement: Usable | SetAside | None = None
         self._keeps = False
         self._built = False
+        self._tamed: str | None = None
+        """What is to stay of ALTER SYSTEM's file; None: all of it."""
         self._postmaster: Postmaster | None = None
         self._launched_wall_s = 0.0
         self._socket_folder: str | None = None
@@ -198,8 +202,6 @@ class Server(Port):
         if (problem := checking.local_problem(spec)) is not None:
             raise PostgresError(problem)
         conf = self._render(spec, cancellation)
-        auto_conf = self._auto_conf()
-        self._ask_postgres(conf, auto_conf, cancellation)
         around = checking.Surroundings(
             host=self._target.host,
             port=self._target.port,
@@ -208,12 +210,39 @@ class Server(Port):
             socket_folder=socket_folder(self._pgdata, self._account),
             account=self._account,
             library_folder=self._libraries(cancellation),
-            auto_conf=auto_conf,
         )
-        if found := checking.problems(conf, around):
-            msg = f"Postgres would not work with the configuration: {'; '.join(found)}"
-            raise PostgresError(msg)
-        return (*warnings, *checking.unused_storage(spec), *checking.overridden(conf, around))
+
+        def refuses(auto_conf: str) -> str | None:
+            found = checking.problems(conf, replace(around, auto_conf=auto_conf))
+            if found:
+                return f"Postgres would not work with the configuration: {'; '.join(found)}"
+            return self._ask_postgres(conf, auto_conf, cancellation)
+
+        auto_conf = self._auto_conf()
+        taken_out: tuple[str, ...] = ()
+        if (why := refuses(auto_conf)) is not None:
+            if (why_anyway := refuses("") if auto_conf else why) is not None:
+                raise PostgresError(why_anyway)
+            auto_conf, taken_out = self._tame(auto_conf, refuses)
+        overridden = checking.overridden(conf, replace(around, auto_conf=auto_conf))
+        return (*warnings, *checking.unused_storage(spec), *taken_out, *overridden)
+
+    def _tame(self, auto_conf: str, refuses: Callable[[str], str | None]) -> tuple[str, tuple[str, ...]]:
+        """Find what ALTER SYSTEM has left that keeps Postgres from starting; return the rest, and warnings."""
+        rest, refusals = checking.without_refused(auto_conf, refuses)
+        starting = self._postmaster is None
+        if starting:
+            self._tamed = rest
+        done = (
+            f"it is taken out; the file as it was is kept as {REFUSED_AUTO_CONF}"
+            if starting
+            else "the next start takes it out"
+        )
+        return rest, tuple(
+            f"ALTER SYSTEM has set `{one.setting}` (line {one.line} of {checking.AUTO_CONF}), with which Postgres "
+            f"would not start: {done}. {one.why}"
+            for one in refusals
+        )
 
     def _render(self, spec: ComputeSpec, cancellation: Cancellation) -> ConfText:
         listening = Listening(self._target.port, socket_folder(self._pgdata, self._account))
@@ -229,7 +258,8 @@ class Server(Port):
         except ConfError as error:
             raise PostgresError(str(error)) from error
 
-    def _ask_postgres(self, conf: ConfText, auto_conf: str, cancellation: Cancellation) -> None:
+    def _ask_postgres(self, conf: ConfText, auto_conf: str, cancellation: Cancellation) -> str | None:
+        """Return why Postgres refuses this configuration. Raises PostgresError when it cannot be asked."""
         scratch = check_folder(self._pgdata, self._account)
         remove_private(scratch, self._account)
         make_private(scratch, self._account)
@@ -257,8 +287,7 @@ class Server(Port):
         finally:
             remove_private(scratch, self._account)
         cancellation.reach(Failpoint.CHECK_ASKED)
-        if result.code != 0:
-            raise PostgresError(checking.explain(result.output, conf, scratch, self._pgdata))
+        return checking.explain(result.output, conf, scratch, self._pgdata) if result.code != 0 else None
 
     def _auto_conf(self) -> str:
         if not self._keeps and self._postmaster is None:
@@ -413,10 +442,7 @@ class Server(Port):
             log.warning("%s is renamed to %s", paths.pgdata, aside)
         elif left := folder.tablespaces(paths.pgdata):
             log.warning("the tablespaces of the PGDATA that is replaced stay behind: %s", ", ".join(left))
-        left_in_memory = None if aside is not None else shared_memory_of(paths.pgdata)
         folder.place(paths, cancellation, aside=aside)
-        if left_in_memory is not None:
-            remove_private(left_in_memory, self._account)
         self._built = False
         self._keeps = True
 
@@ -424,6 +450,10 @@ class Server(Port):
         pgdata, account = self._pgdata, self._account
         folder.write_file(f"{pgdata}/postgresql.conf", conf.text.encode(), account=account)
         cancellation.reach(Failpoint.FILES_CONF)
+        if self._tamed is not None:
+            auto_conf = f"{pgdata}/{checking.AUTO_CONF}"
+            folder.write_file(f"{pgdata}/{REFUSED_AUTO_CONF}", Path(auto_conf).read_bytes(), account=account)
+            folder.write_file(auto_conf, self._tamed.encode(errors="surrogateescape"), account=account)
         # Empty: a crash may have left the limit lifted, and Postgres logs it when the file is not there.
         folder.write_file(f"{pgdata}/{OVERRIDE_FILE}", b"", account=account)
         hba = Path(pgdata, "pg_hba.conf")

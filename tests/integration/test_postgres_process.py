@@ -742,7 +742,7 @@ def test_a_line_of_the_own_text_that_postgres_refuses_is_told_by_its_number(
     assert "`no_such_thing`, line 3 of cluster.postgresql_conf" in refused.error
 
 
-def test_alter_system_cannot_keep_a_node_from_starting_unexplained(
+def test_alter_system_overrides_the_spec_but_for_the_port_and_is_told(
     binaries15: Binaries, make_process: MakeProcess
 ) -> None:
     first = make_process(binaries15, made=True)
@@ -758,14 +758,55 @@ def test_alter_system_cannot_keep_a_node_from_starting_unexplained(
     assert any("`work_mem`" in warning for warning in accepted.warnings)
     assert isinstance(second.prepare(), PgdataPrepared)
     assert isinstance(second.launch(), PostgresReady), "the port of -C wins"
-    (second.pgdata / "postgresql.auto.conf").write_text("shared_preload_libraries = 'nope'\n")
     second.stop()
-    second.abandon()
-    third = make_process(binaries15)
-    third.inspect()
-    refused = third.check(fast_spec())
-    assert "postgresql.auto.conf" in refused.error
-    assert "'nope'" in refused.error
+
+
+def test_what_alter_system_left_that_keeps_postgres_from_starting_is_taken_out_and_the_rest_stays(
+    binaries: Binaries, make_process: MakeProcess
+) -> None:
+    first = make_process(binaries, made=True)
+    first.start()
+    first.query("ALTER SYSTEM SET shared_preload_libraries = 'no_such_library'")
+    first.query("ALTER SYSTEM SET work_mem = '9MB'")
+    first.query("ALTER SYSTEM SET listen_addresses = '192.0.2.1'")
+    accepted = first.check(fast_spec(text("work_mem", "5MB")))
+    assert isinstance(accepted, ConfigurationAccepted), "a running node can be configured all the same"
+    assert any("`shared_preload_libraries`" in w and "next start" in w for w in accepted.warnings)
+    first.stop()
+    first.abandon()
+    auto_conf = first.pgdata / "postgresql.auto.conf"
+    with auto_conf.open("a") as file:
+        file.write("max_connections = 'a lot'\nthis is nonsense\n")
+    before = auto_conf.read_bytes()
+
+    second = make_process(binaries)
+    second.inspect()
+    accepted = second.check(fast_spec(text("work_mem", "5MB")))
+    assert isinstance(accepted, ConfigurationAccepted), accepted
+    assert auto_conf.read_bytes() == before, "a check changes nothing"
+    told = [warning for warning in accepted.warnings if "would not start" in warning]
+    named = ("`shared_preload_libraries`", "`listen_addresses`", "`max_connections`", "`not a setting`")
+    assert [any(name in warning for warning in told) for name in named] == [True] * 4
+    assert len(told) == 4
+    assert any("`work_mem` to '9MB', which overrides '5MB'" in warning for warning in accepted.warnings)
+    assert isinstance(second.prepare(), PgdataPrepared)
+    assert isinstance(second.launch(), PostgresReady)
+    assert second.query("SHOW work_mem") == [("9MB",)]
+    assert second.query("SHOW shared_preload_libraries") == [("",)]
+    assert (second.pgdata / "postgresql.auto.conf.refused").read_bytes() == before
+    second.query("ALTER SYSTEM SET work_mem = '8MB'")
+    second.stop()
+
+
+def test_a_spec_that_is_refused_by_itself_is_refused_and_alter_system_left_alone(
+    binaries15: Binaries, make_process: MakeProcess
+) -> None:
+    first = make_process(binaries15, made=True)
+    (first.pgdata / "postgresql.auto.conf").write_text("shared_preload_libraries = 'nope'\n")
+    first.inspect()
+    refused = first.check(fast_spec(text("work_mem", "much")))
+    assert isinstance(refused, ConfigurationRefused)
+    assert "work_mem" in refused.error
 
 
 @pytest.mark.parametrize("name", [SourceName.PAGESERVER, SourceName.UPSTREAM])

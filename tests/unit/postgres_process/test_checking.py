@@ -315,7 +315,7 @@ def test_alter_system_counts_is_named_and_overrides_are_told(tmp_path: Path, lib
         tmp_path, auto_conf="# Do not edit\nshared_preload_libraries = 'bad'\nwork_mem = '8MB'\n"
     )
     (problem,) = checking.problems(conf, spoiled)
-    assert "line 2 of postgresql.auto.conf (ALTER SYSTEM wrote it: edit that file)" in problem
+    assert "line 2 of postgresql.auto.conf (ALTER SYSTEM wrote it)" in problem
     assert "'bad'" in problem
     (warning,) = checking.overridden(conf, spoiled)
     assert "`work_mem` to '8MB', which overrides '4MB'" in warning
@@ -338,6 +338,24 @@ def test_a_safekeeper_that_is_named_twice_is_told_without_its_password() -> None
     problem = checking.storage_problem(spec) or ""
     assert "duplicate entry in safekeeper_connstrings" in problem
     assert "canary" not in problem
+
+
+def test_of_the_lines_of_alter_system_only_those_go_that_do_not_fit() -> None:
+    auto_conf = (
+        "# Do not edit\ngood = '1'\nbad = '2'\nneeds_later = 'x'\n\nlater = 'y'\nnot a setting at all\n"
+    )
+
+    def refuses(text: str) -> str | None:
+        if "bad" in text or "at all" in text:
+            return "no"
+        return "too early" if "needs_later" in text and "later = 'y'" not in text else None
+
+    assert checking.without_refused(auto_conf, refuses) == (
+        "# Do not edit\ngood = '1'\n\nneeds_later = 'x'\n\nlater = 'y'\n\n",
+        (checking.Refusal(3, "bad", "no"), checking.Refusal(7, "not a setting", "no")),
+    )
+    assert checking.without_refused("", refuses) == ("", ())
+    assert checking.without_refused("a = 1\n", lambda _: None) == ("a = 1\n", ())
 
 
 # --- What `postgres -C` says -----------------------------------------------------------------------------
