@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet
 JOBS ?= 2
 
-.PHONY: run test matrix lint format types check lock clean
+.PHONY: run test matrix schemathesis lint format types check lock clean
 
 run: $(VENV)/.run
 	@$(BIN)/compute-node demo $(ARGS)
@@ -16,6 +16,9 @@ test: $(VENV)/.dev
 # Every case of every matrix, of which `make test` takes samples; the tables go into docs/.
 matrix: $(VENV)/.dev
 	MATRIX=all MATRIX_REPORT=docs $(BIN)/pytest -m matrix -n $(JOBS) $(ARGS)
+
+schemathesis: $(VENV)/.dev
+	SCHEMATHESIS_EXAMPLES=200 $(BIN)/pytest tests/integration/test_openapi_on_a_node.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
