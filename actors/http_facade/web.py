@@ -67,6 +67,7 @@ class WebServer:
         self.name = name
         self.draining = False
         self._stop_at: float | None = None
+        self._limit = connections
         self._map: dict[int, Any] = {}
         adjustments = Adjustments(
             sockets=sockets,
@@ -120,6 +121,17 @@ class WebServer:
             channel for listener in self._listeners for channel in listener.channels() if not channel.retire()
         ]
         return not busy or time.monotonic() >= self._stop_at
+
+    def make_room(self) -> None:
+        """When a new connection would be one too many, cut off the one that has been silent for longest.
+
+        Those that are being answered stay. At its own limit waitress would take nobody in.
+        """
+        if len(self._map) < self._limit - 1:
+            return
+        idle = [channel for listener in self._listeners for channel in listener.channels() if channel.idle]
+        if idle:
+            min(idle, key=lambda channel: channel.last_activity).drop()
 
     def close(self) -> None:
         """Cut off whatever is left, and end the threads; `serve` does it at its end."""
@@ -209,6 +221,11 @@ class _Listener(TcpWSGIServer):
     def channels(self) -> "list[_Channel]":
         """Return the open connections."""
         return list(self.active_channels.values())  # type: ignore[attr-defined] # it is a dict
+
+    @override
+    def handle_accept(self) -> None:
+        self.web.make_room()
+        super().handle_accept()
 
     def stop_accepting(self) -> None:
         """Close the listening socket; connections live on, and threads can still wake the loop."""
@@ -413,6 +430,11 @@ class _Channel(HTTPChannel):
     def drop(self) -> None:
         """Close the connection now."""
         super().handle_close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request that has arrived is being answered here."""
+        return not self.requests and not self.total_outbufs_len
 
     def retire(self) -> bool:
         """Close the connection unless something is under way on it; returns whether it is closed."""

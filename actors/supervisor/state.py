@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -143,6 +144,7 @@ def node_status(state: NodeState) -> NodeStatus:
     )
 
 
+@lru_cache(maxsize=8)  # the status is asked for often, and its times change seldom
 def _rfc3339(at_s: float) -> str:
     """Write a time in UTC with a fraction of 0, 3 or 6 digits, as many as it needs."""
     at = datetime.fromtimestamp(at_s, UTC)

@@ -2,16 +2,21 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from compute_node.actors.kit.metrics import Metrics
+from compute_node.http import table
+from compute_node.http.app import EXTERNAL, INTERNAL, create_external_app, create_internal_app
 from compute_node.http.errors import ApiError
+from compute_node.http.routes import configure, probes, terminate
+from compute_node.http.table import Route, Scope
 from compute_node.http.waiting import MAX_WAITERS, ClientGoneError, Waiters
 from compute_node.messages.base import ActorUnavailableError, AskTimeoutError
 from compute_node.messages.lifecycle import ShutdownMode, Terminate, Terminated
 from compute_node.messages.metrics import REFUSED_WAITERS, WAITERS
 
-from doubles.node import StubSupervisor
+from doubles.node import CONFIGURE, Client, StubSupervisor, node
 
 REQUEST = Terminate(ShutdownMode.FAST)
 
@@ -72,3 +77,23 @@ def test_an_answer_counts_more_than_a_client_that_left() -> None:
 def test_the_wait_ends_at_its_limit(limit_s: float) -> None:
     with pytest.raises(AskTimeoutError):
         Waiters(Metrics(), slice_s=0.01).wait(StubSupervisor(), REQUEST, limit_s=limit_s)
+
+
+@pytest.mark.parametrize("route", [*EXTERNAL, *INTERNAL], ids=lambda route: f"{route.method} {route.path}")
+def test_no_request_outlives_its_limit_when_the_supervisor_keeps_silent(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = (
+        (table, "ASK_S"),
+        (probes, "PROBE_S"),
+        (configure, "CONFIGURE_LIMIT_S"),
+        (terminate, "STOP_MARGIN_S"),
+    )
+    for module, name in limits:
+        monkeypatch.setattr(module, name, 0.01)
+    silent = replace(node(StubSupervisor()), stop_timeout_s=0.01)
+    make = create_external_app if route in EXTERNAL else create_internal_app
+    client = Client(make(silent))
+    result = client(route.method, route.path, document=CONFIGURE if route.body is not None else None)
+    from_memory = route.scope is Scope.PUBLIC and not route.path.endswith(("live", "ready"))
+    assert result.status_code == (200 if from_memory else 503 if route.scope is Scope.PUBLIC else 504)

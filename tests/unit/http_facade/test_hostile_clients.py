@@ -10,15 +10,18 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Final
 
 import pytest
+from compute_node.actors.http_facade.servers import EXTERNAL_CONNECTIONS
 from compute_node.http.app import EXTERNAL, INTERNAL
 from compute_node.http.openapi import EVERY_ROUTE, responses
 from compute_node.http.table import Scope
-from compute_node.messages.lifecycle import GetReadiness
+from compute_node.messages.lifecycle import Configured, GetReadiness
 from compute_node.messages.metrics import WAITERS
 
+from doubles.node import RUNNING
 from doubles.served import TOKEN, Connection, Served
 
 SEED: Final = int(os.environ.get("HTTP_FUZZ_SEED", "20261122"))
@@ -239,3 +242,18 @@ def test_clients_that_send_and_never_read_do_not_hold_threads(served: Served) ->
         finally:
             for sock in deaf:
                 sock.close()
+
+
+def test_silent_connections_make_room_for_new_ones_and_never_for_those_that_are_answered(
+    served: Served,
+) -> None:
+    with ExitStack() as stack:
+        waiting = stack.enter_context(served.connection())
+        waiting.configure()
+        served.metrics.wait_for(WAITERS, lambda taken: taken == 1)
+        silent = [stack.enter_context(served.connection()) for _ in range(EXTERNAL_CONNECTIONS + 50)]
+        for path in ("/status", "/ready"):
+            assert served.get(path).status == 200
+        assert silent[0].ended()
+        served.supervisor.release(Configured(RUNNING))
+        assert waiting.response().status == 200
