@@ -1,6 +1,7 @@
 """Helper programs (initdb, `postgres -C`, debuggers): run to their end, or ended with all they started."""
 
 import contextlib
+import itertools
 import os
 import select
 import signal
@@ -23,10 +24,13 @@ from .port import PostgresError
 
 MAX_OUTPUT: Final = 65_536
 """Bytes of output that are kept: the last ones."""
+MARK: Final = "COMPUTE_NODE_HELPER"
+"""Tells a helper and all that it starts from everybody else's processes."""
 SLOW_SPAWN_S: Final = 0.05
 """A start beyond it is counted: as long as a handler may take, for that is what it holds up."""
 _AFTER_KILL_S: Final = 2.0
 _CHUNK: Final = 65_536
+_numbers: Final = itertools.count()
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -135,23 +139,25 @@ def run(
 ) -> Result:
     """Run a program in its own session and return when it and all it started have ended.
 
-    On a cancellation or time-out its whole group is killed. `step` is reached once it has been started.
+    On a cancellation or time-out it is killed with all that it started. `step` is reached once it has been started.
     Raises CancelledError, or PostgresError when it cannot be started or takes too long.
     """
     cancellation.check()
     wake = Wake(cancellation)
     try:
-        process = starter.start(command, env=env, cwd=cwd, output=subprocess.PIPE)
+        mark = f"{os.getpid()}-{next(_numbers)}"
+        marked = f"{MARK}={mark}".encode()
+        process = starter.start(command, env={**env, MARK: mark}, cwd=cwd, output=subprocess.PIPE)
         with process:
             try:
                 if step is not None:
                     cancellation.reach(step)
                 finished, output = _read(process, wake, timeout_s, cancellation.now)
             except BaseException:
-                _kill(process, cancellation.now)
+                _kill(process, marked, cancellation.now)
                 raise
             if not finished:
-                output += _kill(process, cancellation.now)
+                output += _kill(process, marked, cancellation.now)
             code = process.wait()
         cancellation.check()
         text = output[-MAX_OUTPUT:].decode(errors="replace")
@@ -163,29 +169,38 @@ def run(
         wake.close()
 
 
-def _kill(process: subprocess.Popen[bytes], now: Callable[[], float]) -> bytes:
-    """Kill its group and return the rest of its output.
+def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], float]) -> bytes:
+    """Kill its group, and what has left that but is marked; return the rest of its output.
 
     What a Postgres among them (initdb runs some) leaves in shared memory is removed.
     """
-    left: frozenset[str] = frozenset()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGSTOP)  # none of them makes more meanwhile
-        left = segments.mapped_by(_members(process.pid))
+    members = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    members = [pid for pid in members if _belongs(pid, process.pid, marked)]
+    left = segments.mapped_by(members)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for pid in members:
+        with contextlib.suppress(OSError):  # it is gone
+            descriptor = os.pidfd_open(pid)
+            try:
+                if _belongs(pid, process.pid, marked):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
     _, rest = _read(process, None, _AFTER_KILL_S, now)
     segments.remove_unused(left)
     return rest
 
 
-def _members(group: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(entry.name)
-            if os.getpgid(pid) == group:
-                found.append(pid)
-    return found
+def _belongs(pid: int, group: int, marked: bytes) -> bool:
+    try:
+        return (
+            os.getpgid(pid) == group or marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        )
+    except OSError:  # it is gone, or not ours to look at
+        return False
 
 
 def _read(

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,12 @@ def test_a_second_node_on_the_same_folder_ends_with_its_own_exit_code(
     second.start()
     assert second.wait() == 75
     assert first.query("select 1") == [(1,)]
+    first.query("create table kept as select 1 as one")
+    assert first.process is not None
+    first.process.kill()
+    first.wait()
+    second.start().await_status("running")
+    assert second.query("select one from kept") == [(1,)]
 
 
 def test_a_killed_supervisors_postgres_is_found_and_ended_by_the_next_start(
@@ -363,6 +370,77 @@ def test_a_signal_stops_a_running_node_with_a_busy_session(
         with pytest.raises(psycopg.OperationalError):
             session.execute("select 1")
         session.close()
+
+
+CTRL_C = b"\x03"
+
+
+@pytest.mark.parametrize("init", ["0", "1"], ids=["alone", "below an init"])
+def test_ctrl_c_on_a_terminal_asks_postgres_once(
+    make_node: MakeNode, binaries15: Binaries, monkeypatch: pytest.MonkeyPatch, init: str
+) -> None:
+    monkeypatch.setenv("COMPUTE_NODE_INIT", init)
+    node = make_node(binaries15)
+    ours, theirs = os.openpty()
+    # Standard input is the terminal: setsid makes it the controlling one of a session of the node's own.
+    node.command = ["/bin/sh", "-c", f'exec setsid --ctty "$@" < {os.ttyname(theirs)}', "sh", *node.command]
+    try:
+        node.run()
+        os.write(ours, CTRL_C)
+        assert node.wait() == 0, node.log
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert node.log.count("received SIGINT") == 1
+    assert node.log.count("received fast shutdown request") == 1
+    assert "received immediate shutdown request" not in node.log
+
+
+def test_a_storm_of_signals_delays_nobody_and_the_last_configuration_counts(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15).run(with_settings(setting("log_statement", "all")))
+    over = threading.Event()
+
+    def talk() -> None:
+        with psycopg.connect(
+            host="127.0.0.1", port=node.postgres_port, user="cloud_admin", dbname="postgres", autocommit=True
+        ) as session:
+            while not over.is_set():
+                session.execute("select 1")
+
+    threads = [threading.Thread(target=talk) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            for _ in range(400):
+                node.send_signal(signal.SIGHUP)
+                node.send_signal(signal.SIGCHLD)
+            assert node.call("GET", "/live", token=None, timeout_s=30).status == 200
+        node.write_config(with_settings(setting("work_mem", "7MB")))
+        node.send_signal(signal.SIGHUP)
+        wait_until(lambda: node.query("show work_mem") == [("7MB",)], "the last one is in force", 60)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(30)
+    assert node.log.count("got configuration request") < 200, "many that come at once count as one"
+    assert node.stop() == 0, node.log
+
+
+@pytest.mark.matrix("lock-file", sample=0)
+@pytest.mark.timeout(240)
+def test_a_lock_file_that_is_removed_ends_postgres_and_fails_the_node(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15, "--dev").run()
+    (node.pgdata / "postmaster.pid").unlink()
+    assert node.wait(150) == 1, "Postgres looks at it every minute"
+    assert (
+        "Postgres ended although nobody asked it to: Postgres ended (exit code 0), its cluster is unclean"
+        in node.log
+    )
 
 
 def test_postgres_ending_unasked_fails_the_node(make_node: MakeNode, binaries15: Binaries) -> None:

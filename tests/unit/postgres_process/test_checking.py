@@ -1,6 +1,7 @@
 """What is said about a configuration before anything is changed."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,20 @@ def test_a_folder_has_one_holder_at_a_time(tmp_path: Path, *, is_mount: bool) ->
     second.release()
     if is_mount:
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["pgdata"], "nothing was written"
+
+
+def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    paths = Paths(str(tmp_path / "pgdata"), is_mount=False)
+    first, second = FolderLock(), FolderLock(patience_s=3600)
+    first.take(paths, "me", Cancellation())
+    waiting = threading.Thread(target=second.take, args=(paths, "you", Cancellation()))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    first.release()
+    waiting.join(30)
+    assert second.held
+    second.release()
 
 
 def test_a_lock_that_cannot_be_made_says_where(tmp_path: Path) -> None:

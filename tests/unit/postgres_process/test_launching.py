@@ -1,5 +1,6 @@
 """What Postgres is given, when it counts as ready, and how its ends are told."""
 
+import logging
 import os
 import struct
 import subprocess
@@ -23,6 +24,8 @@ from compute_node.messages.postgres import StopRung
 from compute_node.messages.secret import Secret
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fix_postgres import wait_until
 
 WAIT_S = 10.0
 STARTER = children.Starter(None)
@@ -271,6 +274,76 @@ def test_a_cancelled_program_is_gone_with_all_it_started_when_the_call_returns(t
     assert len(errors) == 1
     assert os.read(reader, 10) == b"", "the grandchild still holds the other end"
     os.close(reader)
+
+
+def test_a_helper_that_ignores_signals_and_leaves_its_group_is_gone_too(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    script = f'trap "" TERM HUP INT; (setsid sh -c "exec 3>{fifo}; echo up >&3; exec sleep 60" &) ; sleep 60'
+    cancellation = Cancellation()
+    thread = threading.Thread(target=run_cancelled, args=(script, cancellation))
+    thread.start()
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        wait_until(lambda: pipe.read(3) == b"up\n", "the helper's own daemon is there")
+        cancellation.request()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        assert pipe.read(1) == b"", "nobody holds the other end"
+
+
+def run_cancelled(script: str, cancellation: Cancellation) -> None:
+    with pytest.raises(CancelledError):
+        run_shell(script, cancellation)
+
+
+def test_what_is_started_inherits_three_descriptors_and_nothing_else() -> None:
+    leak = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(leak, True)
+    try:
+        # The fourth is the folder that is being listed.
+        assert run_shell("ls /proc/self/fd", Cancellation()).output.split() == ["0", "1", "2", "3"]
+    finally:
+        os.close(leak)
+
+
+def test_what_is_started_outlives_the_thread_that_started_it() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.append(STARTER.start(["/bin/sleep", "60"], env={}, cwd="/", output=subprocess.DEVNULL))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(WAIT_S)
+    (process,) = started
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.kill()
+    assert process.wait(WAIT_S) == -9
+
+
+def test_programs_are_started_beside_busy_threads() -> None:
+    over = threading.Event()
+
+    def busy() -> None:
+        while not over.is_set():
+            logging.getLogger("busy").debug("%s", [object() for _ in range(100)])
+
+    threads = [threading.Thread(target=busy) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    try:
+        codes = {
+            STARTER.start(["/bin/true"], env={}, cwd="/", output=subprocess.DEVNULL).wait(WAIT_S * 3)
+            for _ in range(50)
+        }
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(WAIT_S)
+    assert codes == {0}
 
 
 def test_the_start_of_a_program_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
