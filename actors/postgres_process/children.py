@@ -196,9 +196,7 @@ def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], flo
 
 def _belongs(pid: int, group: int, marked: bytes) -> bool:
     try:
-        return (
-            os.getpgid(pid) == group or marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        )
+        return os.getpgid(pid) == group or marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # it is gone, or not ours to look at
         return False
 
