@@ -46,6 +46,11 @@ CRASH_RESTARTS: Final = _counter(
     "Times Postgres restarted all its processes because one of them crashed.",
 )
 CONDITION: Final = _gauge("compute_node_condition", "1 for each condition that holds now.", "condition")
+DISK_FREE: Final = _gauge(
+    "compute_node_disk_free_bytes",
+    "Bytes that Postgres may still write to its file systems, while it runs.",
+    "area",
+)
 HANDLED: Final = _counter("compute_node_messages_total", "Messages handled.", "actor", "message")
 HANDLER_SECONDS: Final = _counter(
     "compute_node_handler_seconds_total", "Time spent in message handlers.", "actor", "message"

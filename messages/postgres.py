@@ -151,6 +151,8 @@ class PostgresStopped(Message, frozen=True):
     """Postgres is gone because it was asked to; jobs under way are over and cleaned up."""
 
     rung: StopRung
+    trouble: str | None = None
+    """A stop that was not forced, and nevertheless was not in order: what Postgres said."""
 
 
 class PostgresExited(Message, frozen=True):

@@ -10,6 +10,7 @@ from typing_extensions import override
 from ...messages.base import Message
 from ...messages.failpoints import FailpointError
 from ...messages.lifecycle import EXIT_FAILED
+from ...messages.metrics import DISK_FREE
 from ...messages.postgres import (
     CheckConfiguration,
     InspectPgdata,
@@ -29,6 +30,9 @@ from .private import (
     BudgetSpent,
     Checked,
     CheckRefused,
+    DiskDue,
+    DiskSeen,
+    DiskUnknown,
     Done,
     Ended,
     Inspected,
@@ -41,8 +45,9 @@ from .private import (
     PreparationFailed,
     Prepared,
     RungDue,
+    SpaceRefused,
 )
-from .state import Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Tell, decide
+from .state import Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Show, Tell, decide
 from .work import Work
 
 PostgresMessage: TypeAlias = (
@@ -51,6 +56,9 @@ PostgresMessage: TypeAlias = (
     | CheckConfiguration
     | CheckRefused
     | Checked
+    | DiskDue
+    | DiskSeen
+    | DiskUnknown
     | Done
     | Ended
     | InspectPgdata
@@ -66,6 +74,7 @@ PostgresMessage: TypeAlias = (
     | PreparePgdata
     | Prepared
     | RungDue
+    | SpaceRefused
     | StartPostgres
     | StopPostgres
 )
@@ -115,8 +124,13 @@ class PostgresProcess(Actor[PostgresMessage]):
                 self._port.signal(rung)
             case Remind(after_s, message):
                 self.timers.after(after_s, message)
+            case Show(areas):
+                self.metrics.replace(DISK_FREE, {(area.name,): area.free for area in areas})
             case Log(level, text):
                 log.log(level, "%s", text)
+
+    def _space_refused(self) -> None:
+        self.myself.tell(SpaceRefused())
 
     def _run(self, begin: Begin) -> Run:
         port = self._port
@@ -124,16 +138,22 @@ class PostgresProcess(Actor[PostgresMessage]):
             Work.INSPECT: lambda cancellation: Inspected(port.inspect(cancellation)),
             Work.CHECK: lambda cancellation: Checked(port.check(_spec(begin), cancellation)),
             Work.PREPARE: lambda cancellation: Prepared(port.prepare(_spec(begin), cancellation)),
-            Work.LOGS: _ended(Work.LOGS, port.pump_logs),
+            Work.LOGS: _ended(Work.LOGS, partial(port.pump_logs, self._space_refused)),
             Work.LAUNCH: partial(_launch, port, begin),
             Work.AWAIT_READY: partial(_await_ready, port, begin.limit_s),
-            Work.AWAIT_EXIT: lambda cancellation: Ended(port.await_exit(cancellation)),
+            Work.AWAIT_EXIT: partial(_await_exit, port),
+            Work.DISK: lambda _: DiskSeen(port.look_at_disk()),
             Work.INSTALL: lambda cancellation: Installed(port.install(_spec(begin), cancellation)),
             Work.KILL: _ended(Work.KILL, port.kill),
             Work.TIDY: _ended(Work.TIDY, port.tidy),
             Work.CORES: _ended(Work.CORES, port.report_cores),
         }
         return table[begin.work]
+
+
+def _await_exit(port: Port, cancellation: Cancellation) -> Message:
+    ended = port.await_exit(cancellation)
+    return Ended(ended.description, ended.failed)
 
 
 def _spec(begin: Begin) -> ComputeSpec:
@@ -200,6 +220,7 @@ _FAILED: Final[dict[Work, OnFailure]] = {
     Work.AWAIT_READY: _not_ready,
     Work.INSTALL: lambda error: InstallationFailed(_text(error)),
     Work.LOGS: _pump_over,
+    Work.DISK: lambda error: DiskUnknown(_text(error)),
     Work.KILL: _not_done(Work.KILL),
     Work.TIDY: _not_done(Work.TIDY),
     Work.CORES: _not_done(Work.CORES),

@@ -142,6 +142,11 @@ def launch(
     return Postmaster(process, pgdata)
 
 
+def has_failed(code: int) -> bool:
+    """Whether a postmaster that ended with this code says that something went wrong."""
+    return code != 0
+
+
 def describe_code(code: int) -> str:
     """Put what `Popen.returncode` says into words."""
     if code >= 0:

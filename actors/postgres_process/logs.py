@@ -1,6 +1,7 @@
 """What Postgres writes: cut into messages by a pure framer, handed on by a pump that waits for nobody."""
 
 import logging
+import math
 import os
 import re
 import select
@@ -12,12 +13,14 @@ from typing import Final
 from ...postgres.masking import mask_server_words
 from ..kit.jobs import Cancellation
 from .children import Wake
+from .disk import is_about_space
 
 MAX_MESSAGE: Final = 65_536
 """Bytes of one message. A line that alone is longer is cut, a message of many lines is divided."""
 SILENCE_S: Final = 0.1
 """After this long without output the message so far is complete."""
 LAST_MESSAGES: Final = 20
+SPACE_REPORT_S: Final = 1.0
 JOINT: Final = "\u200b"
 """Stands for the newlines within a message: a zero-width space."""
 
@@ -122,8 +125,11 @@ class Pump:
             self._given.notify_all()
         return writer
 
-    def run(self, cancellation: Cancellation) -> None:
-        """Read until every writer is gone, or until asked to end; then what is there already is read still."""
+    def run(self, no_space: Callable[[], None], cancellation: Cancellation) -> None:
+        """Read until every writer is gone, or until asked to end; then what is there already is read still.
+
+        `no_space` is called when a message tells of a full disk, at most once in SPACE_REPORT_S.
+        """
         cancellation.on_request(self._stop_waiting)
         self.reading.set()
         with self._given:
@@ -132,7 +138,7 @@ class Pump:
             pipe = self._pipe
         try:
             if pipe is not None:
-                self._drain(pipe, cancellation)
+                self._drain(pipe, no_space, cancellation)
         finally:
             if pipe is not None:
                 os.close(pipe)
@@ -143,8 +149,19 @@ class Pump:
             self._refused = True
             self._given.notify_all()
 
-    def _drain(self, pipe: int, cancellation: Cancellation) -> None:
+    def _drain(self, pipe: int, no_space: Callable[[], None], cancellation: Cancellation) -> None:
         framer = Framer()
+        told_s = -math.inf
+
+        def hand_on(messages: list[str]) -> None:
+            nonlocal told_s
+            for message in map(mask_server_words, messages):
+                self._last.append(message)
+                self._emit(message)
+                if is_about_space(message) and cancellation.now() - told_s >= SPACE_REPORT_S:
+                    told_s = cancellation.now()
+                    no_space()
+
         wake = Wake(cancellation)
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
@@ -159,19 +176,14 @@ class Pump:
                     data = _read(pipe)
                     if not data:
                         break
-                    self._hand_on(framer.feed(data))
+                    hand_on(framer.feed(data))
                 elif wake.descriptor in ready:
                     break
                 else:
-                    self._hand_on(framer.flush())
+                    hand_on(framer.flush())
         finally:
             wake.close()
-            self._hand_on(framer.finish())
-
-    def _hand_on(self, messages: list[str]) -> None:
-        for message in map(mask_server_words, messages):
-            self._last.append(message)
-            self._emit(message)
+            hand_on(framer.finish())
 
 
 def _read(pipe: int) -> bytes:

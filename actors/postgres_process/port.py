@@ -1,5 +1,6 @@
 """Every effect of the PostgresProcess, as its jobs see it; server.py is the real one, tests have a fake."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 from ...messages.postgres import PgdataKind, StopRung
 from ...messages.spec import ComputeSpec
 from ..kit.jobs import Cancellation
+from .disk import Area
 
 
 class PostgresError(Exception):
@@ -26,6 +28,13 @@ class Launch(msgspec.Struct, frozen=True):
 
     pid: int
     recovering: bool
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a postmaster ended, with its last words; `failed` when its own exit code says so."""
+
+    description: str
+    failed: bool
 
 
 class ProcessSink(Protocol):
@@ -65,8 +74,11 @@ class Port(Protocol):
         """
         ...
 
-    def pump_logs(self, cancellation: Cancellation) -> None:
-        """Hand what Postgres writes to the log, from before `launch` until the end of its output."""
+    def pump_logs(self, no_space: Callable[[], None], cancellation: Cancellation) -> None:
+        """Hand what Postgres writes to the log, from before `launch` until the end of its output.
+
+        `no_space` is called, on this thread and at most once a second, when it says that the disk is full.
+        """
         ...
 
     def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
@@ -83,8 +95,8 @@ class Port(Protocol):
         """
         ...
 
-    def await_exit(self, cancellation: Cancellation) -> str:
-        """Wait for the postmaster, as long as it lives; returns how it ended and its last words."""
+    def await_exit(self, cancellation: Cancellation) -> Exit:
+        """Wait for the postmaster, as long as it lives; returns how it ended."""
         ...
 
     def install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
@@ -104,6 +116,10 @@ class Port(Protocol):
 
     def tidy(self, cancellation: Cancellation) -> None:
         """End what is left of Postgres, and remove what was made for its run or half-made."""
+        ...
+
+    def look_at_disk(self) -> tuple[Area, ...]:
+        """Ask the file systems that Postgres writes to how much is left. Raises OSError."""
         ...
 
     def report_cores(self, cancellation: Cancellation) -> None:

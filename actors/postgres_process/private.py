@@ -4,6 +4,7 @@ from typing import Final
 
 from ...messages.base import Message
 from ...messages.postgres import PgdataKind, StopRung
+from .disk import Area
 from .work import Work
 
 
@@ -68,9 +69,10 @@ class NotReady(Message, frozen=True):
 
 
 class Ended(Message, frozen=True):
-    """The postmaster was waited for."""
+    """The postmaster was waited for; `failed` when it says itself that something went wrong."""
 
     description: str
+    failed: bool
 
 
 class Installed(Message, frozen=True):
@@ -89,6 +91,28 @@ class Done(Message, frozen=True):
     """A piece of work without an outcome has ended."""
 
     work: Work
+
+
+class SpaceRefused(Message, frozen=True):
+    """Postgres says that the disk is full."""
+
+
+class DiskSeen(Message, frozen=True):
+    """What the file systems show."""
+
+    areas: tuple[Area, ...]
+
+
+class DiskUnknown(Message, frozen=True):
+    """The file systems could not be asked."""
+
+    error: str
+
+
+class DiskDue(Message, frozen=True):
+    """Time for another look at the disk, unless there was one since that with this number."""
+
+    number: int
 
 
 class RungDue(Message, frozen=True):
@@ -118,5 +142,7 @@ WORK_OF: Final[dict[type[Message], Work]] = {
     Ended: Work.AWAIT_EXIT,
     Installed: Work.INSTALL,
     InstallationFailed: Work.INSTALL,
+    DiskSeen: Work.DISK,
+    DiskUnknown: Work.DISK,
 }
 """Which work an outcome ends; `Done` says it itself."""

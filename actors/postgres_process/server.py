@@ -1,8 +1,9 @@
 """The real port: PGDATA on disk, Postgres as a process. One for each node; its methods run in jobs."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import time
 from typing import Final
@@ -24,11 +25,12 @@ from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from . import checking, children, cores, folder, launcher, orphans, readiness, reload, segments
 from .control import read_state
+from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
 from .lock import FolderLock
 from .logs import Pump
 from .pgdata import MARKER, TOKEN, Foreign, Place, Seal, SetAside, Usable, Wish, judge, recovery
-from .port import Launch, PgdataRefusedError, Port, PostgresError, ProcessSink
+from .port import Exit, Launch, PgdataRefusedError, Port, PostgresError, ProcessSink
 from .run_folders import (
     check_folder,
     link_shared_memory,
@@ -191,6 +193,10 @@ class Server(Port):
 
     @override
     def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+        with self._blaming_the_disk():
+            return self._check(spec, cancellation)
+
+    def _check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
         refused, warnings = checking.not_built(spec)
         if refused is not None:
             raise PostgresError(refused)
@@ -324,6 +330,10 @@ class Server(Port):
 
     @override
     def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
+        with self._blaming_the_disk():
+            return self._prepare(spec, cancellation)
+
+    def _prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
         if self._settings.source in NOT_BUILT_YET:
             raise PostgresError(comes_later(self._settings.source))
         if self._keeps:
@@ -389,11 +399,15 @@ class Server(Port):
     # --- Launching
 
     @override
-    def pump_logs(self, cancellation: Cancellation) -> None:
-        self._pump.run(cancellation)
+    def pump_logs(self, no_space: Callable[[], None], cancellation: Cancellation) -> None:
+        self._pump.run(no_space, cancellation)
 
     @override
     def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
+        with self._blaming_the_disk():
+            return self._launch(spec, cancellation)
+
+    def _launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
         source = self._settings.source
         conf = self._render(spec, cancellation)
         if isinstance(self._judgement, Usable):
@@ -481,7 +495,7 @@ class Server(Port):
         return True
 
     @override
-    def await_exit(self, cancellation: Cancellation) -> str:
+    def await_exit(self, cancellation: Cancellation) -> Exit:
         code = self._running().wait(cancellation)
         self._sink.ended()
         cancellation.reach(Failpoint.EXIT_SEEN, cancellable=False)
@@ -492,12 +506,38 @@ class Server(Port):
         )
         words = [message[:MAX_LAST_WORDS] for message in self._pump.last_messages]
         said = "".join(f"\n  {word}" for word in words) or " nothing"
-        return f"Postgres ended ({launcher.describe_code(code)}), its cluster is {how}; its last words:{said}"
+        text = f"Postgres ended ({launcher.describe_code(code)}), its cluster is {how}; its last words:{said}"
+        return Exit(blamed(text, self._areas()), launcher.has_failed(code))
 
     # --- While it runs
 
     @override
+    def look_at_disk(self) -> tuple[Area, ...]:
+        return look(self._pgdata)
+
+    def _areas(self) -> tuple[Area, ...]:
+        """Look at the disk for an error's sake, which must not hide behind another."""
+        try:
+            return self.look_at_disk()
+        except OSError:
+            return ()
+
+    @contextlib.contextmanager
+    def _blaming_the_disk(self) -> Iterator[None]:
+        """Let an error that comes of a full disk say so, and what to do."""
+        try:
+            yield
+        except (PostgresError, OSError) as error:
+            if not is_about_space(str(error)):
+                raise
+            raise PostgresError(blamed(str(error), self._areas())) from error
+
+    @override
     def install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+        with self._blaming_the_disk():
+            return self._install(spec, cancellation)
+
+    def _install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
         return reload.install(
             self._render(spec, cancellation),
             self._pgdata,

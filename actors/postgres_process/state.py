@@ -36,12 +36,16 @@ from ...messages.postgres import (
     StopRung,
 )
 from ...messages.spec import ComputeSpec
+from .disk import Area, Fullness, judge
 from .private import (
     WORK_OF,
     BecameReady,
     BudgetSpent,
     Checked,
     CheckRefused,
+    DiskDue,
+    DiskSeen,
+    DiskUnknown,
     Done,
     Ended,
     Inspected,
@@ -54,12 +58,16 @@ from .private import (
     PreparationFailed,
     Prepared,
     RungDue,
+    SpaceRefused,
 )
 from .stopping import next_rung, rungs
 from .work import ENDED_BY_A_STOP, Work
 
 NOT_READY_BUDGET_S: Final = 6.0
 """How long a postmaster that did not become ready in time gets to end: immediate, then kill."""
+DISK_EVERY_S: Final = 5.0
+DISK_FULL_EVERY_S: Final = 1.0
+"""How often the disk is looked at, and how often while it is full."""
 RECOVERING_DETAIL: Final = "Postgres was not shut down in order and replays its log"
 
 
@@ -126,6 +134,12 @@ class Remind(msgspec.Struct, frozen=True):
     message: Message
 
 
+class Show(msgspec.Struct, frozen=True):
+    """Show in the metrics how much is left on the disk."""
+
+    areas: tuple[Area, ...]
+
+
 class Log(msgspec.Struct, frozen=True):
     """Write into the log."""
 
@@ -133,7 +147,7 @@ class Log(msgspec.Struct, frozen=True):
     text: str
 
 
-Effect: TypeAlias = Tell | Begin | Cancel | Send | Remind | Log
+Effect: TypeAlias = Tell | Begin | Cancel | Send | Remind | Show | Log
 
 
 # --- State -----------------------------------------------------------------------------------------------
@@ -167,6 +181,12 @@ class ProcessState(msgspec.Struct, frozen=True):
     ladder: Ladder | None = None
     ladders: int = 0
     tidied: bool = False
+    trouble: str | None = None
+    """What went wrong with a stop that was not forced: the postmaster's own words."""
+    disk: Fullness = Fullness()
+    disk_looks: int = 0
+    disk_unknown: bool = False
+    """The disk cannot be looked at; said once."""
 
 
 def decide(state: ProcessState, message: Message, now_s: float) -> tuple[ProcessState, tuple[Effect, ...]]:
@@ -262,10 +282,12 @@ class _Turn:
                 self.ready()
             case NotReady(error):
                 self.not_ready(error)
-            case Ended(description):
-                self.ended(description)
+            case Ended(description, failed):
+                self.ended(description, failed=failed)
             case Installed() | InstallationFailed():
                 self.installed(message)
+            case DiskDue() | SpaceRefused() | DiskSeen() | DiskUnknown():
+                self.disk(message)
             case RungDue(number, rung):
                 self.rung_due(number, rung)
             case BudgetSpent(number):
@@ -339,6 +361,7 @@ class _Turn:
     def launched(self, pid: int, *, recovering: bool) -> None:
         self.set(pid=pid)
         self.begin(Work.AWAIT_EXIT)
+        self.look_at_disk()
         if self.state.phase is Phase.STOPPING:
             self.climb(StopRung.FAST)
             return
@@ -372,7 +395,7 @@ class _Turn:
             self.set(phase=Phase.GONE)
             self.tell(PostgresStartFailed(self.state.operation, error))
 
-    def ended(self, description: str) -> None:
+    def ended(self, description: str, *, failed: bool) -> None:
         self.set(pid=None)
         self.recovered()
         self.cancel(Work.AWAIT_READY, Work.INSTALL)
@@ -384,8 +407,57 @@ class _Turn:
             case Phase.RUNNING:
                 self.set(phase=Phase.GONE)
                 self.tell(PostgresExited(description))
+            case Phase.STOPPING if failed and self.state.ladder is not None:
+                forced = self.state.ladder.reached is not StopRung.FAST
+                self.set(trouble=None if forced else description)
             case _:
                 pass
+
+    # --- The disk
+
+    def disk(self, message: DiskDue | SpaceRefused | DiskSeen | DiskUnknown) -> None:
+        match message:
+            case DiskDue(number):
+                if number == self.state.disk_looks:
+                    self.look_at_disk()
+            case SpaceRefused():
+                self.set(disk=msgspec.structs.replace(self.state.disk, said_s=self.now_s))
+                self.look_at_disk()
+            case DiskSeen(areas):
+                self.disk_seen(areas)
+            case DiskUnknown(error):
+                self.disk_unknown(error)
+
+    def look_at_disk(self) -> None:
+        if self.state.pid is not None and Work.DISK not in self.state.work:
+            self.begin(Work.DISK)
+
+    def disk_seen(self, areas: tuple[Area, ...]) -> None:
+        before = self.state.disk
+        after = judge(before, areas, self.now_s)
+        self.set(disk=after, disk_unknown=False)
+        self.effects.append(Show(areas))
+        if self.state.pid is None:
+            return
+        if after.detail is not None and before.detail is None:
+            self.effects.append(Log(logging.ERROR, f"the disk is full: {after.detail}"))
+            self.tell(ConditionRaised(Condition.DISK_FULL, after.detail))
+        elif after.detail is None and before.detail is not None:
+            self.effects.append(Log(logging.INFO, "the disk has room again"))
+            self.tell(ConditionCleared(Condition.DISK_FULL))
+        is_well = after.detail is None and after.said_s is None
+        self.plan_look(DISK_EVERY_S if is_well else DISK_FULL_EVERY_S)
+
+    def plan_look(self, after_s: float) -> None:
+        self.set(disk_looks=self.state.disk_looks + 1)
+        self.effects.append(Remind(after_s, DiskDue(self.state.disk_looks)))
+
+    def disk_unknown(self, error: str) -> None:
+        if not self.state.disk_unknown:
+            text = f"whether the disk is full cannot be told, and is not watched meanwhile: {error}"
+            self.effects.append(Log(logging.WARNING, text))
+        self.set(disk_unknown=True)
+        self.plan_look(DISK_EVERY_S)
 
     # --- Stopping
 
@@ -445,13 +517,14 @@ class _Turn:
         state = self.state
         if state.phase not in {Phase.STOPPING, Phase.GONE} or state.pid is not None:
             return
-        if not state.tidied and not state.work - {Work.LOGS, Work.CORES, Work.CHECK}:
+        if not state.tidied and not state.work - {Work.LOGS, Work.CORES, Work.CHECK, Work.DISK}:
             self.set(tidied=True)
             self.begin(Work.TIDY)
-        if self.state.phase is Phase.STOPPING and self.state.tidied and not self.state.work:
+        # A file system that does not answer holds up nothing.
+        if self.state.phase is Phase.STOPPING and self.state.tidied and not self.state.work - {Work.DISK}:
             reached = StopRung.NOT_RUNNING if state.ladder is None else state.ladder.reached
             self.set(phase=Phase.GONE, ladder=None)
-            self.tell(PostgresStopped(reached))
+            self.tell(PostgresStopped(reached, state.trouble))
 
 
 _STEPS: Final = {

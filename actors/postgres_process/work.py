@@ -17,6 +17,7 @@ class Work(Enum):
     KILL = "kill Postgres"
     TIDY = "clean up after Postgres"
     CORES = "look for core dumps"
+    DISK = "look at the disk"
 
 
 ENDED_BY_A_STOP = frozenset(

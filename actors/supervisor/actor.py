@@ -146,7 +146,7 @@ class Supervisor(Actor[SupervisorMessage]):
                 self.reply(message, self.journal())
             case Configure() | RereadConfiguration() | Terminate() | AwaitExit():
                 self._decide(message, self._keep(message))
-            case PostgresStopped(rung):
+            case PostgresStopped(rung=rung):
                 self.metrics.add(STOP_RUNGS, 1, rung.value)
                 self._decide(message, None)
             case _:

@@ -110,6 +110,10 @@ def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> Non
     ending = turn.state.ending
     if message.rung is StopRung.KILL:
         turn.set(exit_code=EXIT_FAILED, exit_reason="Postgres had to be killed")
+    elif message.trouble is not None:
+        error = f"Postgres did not stop in order: {message.trouble}"
+        turn.log(logging.ERROR, error)
+        turn.set(exit_code=EXIT_FAILED, exit_reason=error)
     attempt = turn.attempt
     if attempt is not None and attempt.step is Step.ABORTING:
         turn.move(Event.START_FAILED)

@@ -23,6 +23,7 @@ from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.postgres_process import folder, orphans, run_folders, server
 from compute_node.actors.postgres_process.control import _HEAD, ClusterState
+from compute_node.actors.postgres_process.disk import Area
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
 from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, PostgresError
 from compute_node.actors.postgres_process.sources import Source, SourceError
@@ -36,7 +37,7 @@ from typing_extensions import override
 
 from doubles.administration import FakeAdministration
 from doubles.observer import FakeObserver
-from doubles.postgres_server import Faults
+from doubles.postgres_server import Faults, disk_of
 
 REFUSED_SETTING: Final = "no_such_setting"
 """Postgres refuses a configuration with this in it."""
@@ -385,7 +386,11 @@ class Machine:
             (folder, "sync_folder", lambda _: None),
             (folder, "is_mount", lambda path: self.mount and path == self.pgdata),
             (server, "orphans", SimpleNamespace(working_in=self.working_in, end=self.end_orphans)),
-            (server, "launcher", SimpleNamespace(launch=self._launch, describe_code=str)),
+            (
+                server,
+                "launcher",
+                SimpleNamespace(launch=self._launch, describe_code=str, has_failed=self._has_failed),
+            ),
             (server, "readiness", SimpleNamespace(wait=self._await_ready)),
             (server, "reload", SimpleNamespace(install=self._install)),
             (server, "socket_folder", lambda *_: str(self.root / "sockets")),
@@ -399,6 +404,9 @@ class Machine:
         for where, name, double in doubles:
             assert not isinstance(vars(where)[name], (SimpleNamespace, partial)), "one machine at a time"
             self._patches.enter_context(mock.patch.object(where, name, double))
+
+    def _has_failed(self, _: object) -> bool:
+        return self.faults.stop_fails
 
     def _remove_tree(self, path: object) -> None:
         self.change(str(path))
@@ -578,6 +586,10 @@ class SimulatedServer(server.Server):
             raise PostgresError(self.machine.faults.tidy_fails)
 
     @override
+    def look_at_disk(self) -> tuple[Area, ...]:
+        return disk_of(self.machine.faults)
+
+    @override
     def report_cores(self, cancellation: Cancellation) -> None:
         self.machine.take("cores", self.machine.faults.cores_take_s, cancellation)
 
@@ -591,7 +603,7 @@ class _Pump:
     def open(self, _: float) -> int:
         return os.open(os.devnull, os.O_WRONLY)
 
-    def run(self, cancellation: Cancellation) -> None:
+    def run(self, _: Callable[[], None], cancellation: Cancellation) -> None:
         postmaster = self._machine.postmaster
         if not cancellation.requested and (postmaster is None or postmaster.alive):
             raise Blocked

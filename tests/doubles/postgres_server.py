@@ -4,11 +4,14 @@ Its jobs never wait: what is not over yet raises Blocked and is tried again. Tim
 the simulation. `left` says what a stop would have left behind.
 """
 
+import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from compute_node.actors.kit.clock import Clock
 from compute_node.actors.kit.jobs import Blocked, Cancellation, CancelledError
-from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, Port, PostgresError
+from compute_node.actors.postgres_process.disk import Area
+from compute_node.actors.postgres_process.port import Exit, Launch, PgdataRefusedError, Port, PostgresError
 from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.spec import ComputeSpec
 from typing_extensions import override
@@ -39,6 +42,19 @@ class Faults:
     pending_restart: tuple[str, ...] = ()
     tidy_fails: str | None = None
     cores_take_s: float = 0.0
+    stop_fails: bool = False
+    """A fast stop ends with a code that is not 0."""
+    disk_free: int | None = 1 << 40
+    """None: the file system does not say."""
+    space_refused: bool = False
+    """Postgres says once that the disk is full."""
+
+
+def disk_of(faults: Faults) -> tuple[Area, ...]:
+    """What the file system of that world shows."""
+    if faults.disk_free is None:
+        raise OSError(errno.EIO, "Input/output error")
+    return (Area("pgdata", "/pgdata", faults.disk_free),)
 
 
 @dataclass
@@ -101,7 +117,10 @@ class FakeServer(Port):
         return False
 
     @override
-    def pump_logs(self, cancellation: Cancellation) -> None:
+    def pump_logs(self, no_space: Callable[[], None], cancellation: Cancellation) -> None:
+        if self.faults.space_refused:
+            self.faults.space_refused = False
+            no_space()
         if cancellation.requested or (self.launched and not self.alive):
             return
         raise Blocked
@@ -134,12 +153,12 @@ class FakeServer(Port):
         raise Blocked
 
     @override
-    def await_exit(self, cancellation: Cancellation) -> str:
+    def await_exit(self, cancellation: Cancellation) -> Exit:
         self._pass_time()
         cancellation.check()
         if self.alive:
             raise Blocked
-        return self._ending_as
+        return Exit(self._ending_as, self.faults.stop_fails)
 
     @override
     def install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
@@ -169,6 +188,10 @@ class FakeServer(Port):
         self.building = self.run_files = False
         if self.faults.tidy_fails is not None:
             raise PostgresError(self.faults.tidy_fails)
+
+    @override
+    def look_at_disk(self) -> tuple[Area, ...]:
+        return disk_of(self.faults)
 
     @override
     def report_cores(self, cancellation: Cancellation) -> None:

@@ -8,9 +8,16 @@ import pytest
 from compute_node.actors.kit.actor import Actor, Ref
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.postgres_process.actor import CANCELLED, PostgresProcess
-from compute_node.actors.postgres_process.state import TAKEN_IN, Phase
+from compute_node.actors.postgres_process.disk import FULL_BYTES, HOLD_S, ROOM_BYTES
+from compute_node.actors.postgres_process.state import (
+    DISK_EVERY_S,
+    DISK_FULL_EVERY_S,
+    TAKEN_IN,
+    Phase,
+)
 from compute_node.messages.base import Message
 from compute_node.messages.lifecycle import Condition, ConditionCleared, ConditionRaised
+from compute_node.messages.metrics import DISK_FREE
 from compute_node.messages.postgres import (
     CheckConfiguration,
     ConfigurationAccepted,
@@ -478,3 +485,74 @@ def test_the_same_seed_tells_the_same_story() -> None:
 
     assert story(7) == story(7)
     assert story(7) != story(8)
+
+
+# --- The disk ----------------------------------------------------------------------------------------------
+
+
+def disk_conditions(world: World) -> list[type[Message]]:
+    return [
+        type(told)
+        for told in world.starter.told
+        if isinstance(told, (ConditionRaised, ConditionCleared)) and told.condition is Condition.DISK_FULL
+    ]
+
+
+def test_a_full_disk_is_a_condition_until_there_is_room_again() -> None:
+    world = World(0).start()
+    world.rest(30)
+    assert disk_conditions(world) == []
+    world.server.faults.disk_free = FULL_BYTES - 1
+    world.rest(DISK_EVERY_S + 1)
+    assert disk_conditions(world) == [ConditionRaised]
+    world.server.faults.disk_free = FULL_BYTES + 1
+    world.rest(30)
+    assert disk_conditions(world) == [ConditionRaised], "a little is not enough"
+    world.server.faults.disk_free = ROOM_BYTES
+    world.rest(DISK_FULL_EVERY_S + 1)
+    assert disk_conditions(world) == [ConditionRaised, ConditionCleared]
+    assert world.runtime.metrics.read(DISK_FREE) == {("pgdata",): ROOM_BYTES}
+
+
+def test_what_postgres_says_of_the_disk_is_heard_at_once_and_counts_for_a_while() -> None:
+    world = World(0).start()
+    for _ in range(3):
+        world.server.faults.space_refused = True
+        world.rest(1)
+        assert disk_conditions(world) == [ConditionRaised]
+    world.rest(HOLD_S + 2 * DISK_FULL_EVERY_S)
+    assert disk_conditions(world) == [ConditionRaised, ConditionCleared]
+    before = len(world.runtime.trace)
+    world.rest(10 * DISK_EVERY_S)
+    looks = [line for line in world.runtime.trace[before:] if "job 'look at the disk' ended" in line]
+    assert 9 <= len(looks) <= 11, "one look after the other, however often Postgres called"
+
+
+def test_a_disk_that_cannot_be_looked_at_is_warned_about_once_and_holds_up_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(0, Faults(disk_free=None)).start()
+    world.rest(60)
+    assert disk_conditions(world) == []
+    assert sum("whether the disk is full cannot be told" in text for text in caplog.messages) == 1
+    world.stop()
+    world.until(PostgresStopped)
+
+
+def test_a_fast_stop_that_postgres_itself_calls_a_failure_is_told_with_its_words() -> None:
+    world = World(0).start()
+    world.server.faults.stop_fails = True
+    world.stop()
+    world.until(PostgresStopped)
+    (stopped,) = world.told(PostgresStopped)
+    assert (stopped.rung, stopped.trouble) == (StopRung.FAST, "fast shutdown")
+
+
+def test_a_forced_stop_has_no_further_trouble_to_tell() -> None:
+    world = World(0).start()
+    world.server.faults.stop_fails = True
+    world.server.faults.ignores = IGNORES_FAST
+    world.stop()
+    world.until(PostgresStopped)
+    (stopped,) = world.told(PostgresStopped)
+    assert (stopped.rung, stopped.trouble) == (StopRung.IMMEDIATE, None)

@@ -520,6 +520,18 @@ def test_the_kill_rung_is_a_failure_of_the_exit_code() -> None:
     assert life.answers[exit_waiter].code == 1
 
 
+def test_a_stop_that_postgres_calls_a_failure_is_one_of_the_exit_code() -> None:
+    life = running()
+    exit_waiter = life.hear(AwaitExit())
+    stopped = PostgresStopped(StopRung.FAST, "exit code 1; No space left on device")
+    terminate = life.hear(Terminate(IMMEDIATE), stopped)
+    assert life.state.status is Status.TERMINATED
+    life.hear(LingerEnded(), ServingStopped())
+    assert life.answers[exit_waiter].code == 1
+    assert "No space left on device" in life.answers[exit_waiter].reason
+    assert terminate in life.answers
+
+
 def test_a_stop_that_is_never_reported_is_given_up_and_every_waiter_is_answered() -> None:
     life = running(stop_timeout_s=10.0)
     exit_waiter, waiter = life.hear(AwaitExit()), life.hear(Terminate(FAST))

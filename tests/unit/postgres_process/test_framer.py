@@ -139,7 +139,10 @@ class Pumping:
         self.heard = Heard()
         self.pump = Pump(self.heard)
         self.cancellation = Cancellation()
-        self.thread = threading.Thread(target=self.pump.run, args=(self.cancellation,), daemon=True)
+        self.no_space = threading.Semaphore(0)
+        self.thread = threading.Thread(
+            target=self.pump.run, args=(self.no_space.release, self.cancellation), daemon=True
+        )
         self.writers: list[int] = []
 
     def open(self) -> int:
