@@ -105,7 +105,7 @@ def begun(node: Node) -> None:
 def test_a_signal_at_any_moment_of_a_start(
     make_node: MakeNode, binaries15: Binaries, cell: Cell, moment_ms: int, sent: Sent
 ) -> None:
-    row = f"{moment_ms // 100 * 100:04d} ms and later"
+    row = f"{moment_ms // 100 * 100:04d} ms after the first line and later"
     node = make_node(binaries15)
     node.write_config(APP)
     node.start()
@@ -122,6 +122,48 @@ def test_a_signal_at_any_moment_of_a_start(
     else:
         said = end_and_judge(node, sent, 0)
     cell.say(row, sent.name, said)
+
+
+EARLY: Final = range(0, 501, 10)
+"""Milliseconds after the process was started; the handlers come within the first of them."""
+
+
+@pytest.mark.matrix("signals", sample=1)
+@pytest.mark.parametrize("sent", [Sent.TERM, Sent.HUP])
+@pytest.mark.parametrize("moment_ms", EARLY)
+def test_a_signal_before_or_soon_after_the_handlers_are_there(
+    make_node: MakeNode, binaries15: Binaries, cell: Cell, moment_ms: int, sent: Sent
+) -> None:
+    (number,) = sent.value
+    node = make_node(binaries15)
+    node.write_config(APP)
+    node.start()
+    threading.Event().wait(moment_ms / 1000)
+    send(node, sent)
+    said = "the system's default"
+    if sent is Sent.TERM:
+        code = node.wait(BOUND_S)
+        assert code in {0, -number}, node.log
+        said = said if code else "exit 0"
+    else:
+        wait_until(lambda: node.ended() or "running" in status_of(node), "it ended or runs", 60)
+        if node.ended():
+            assert node.wait() == -number
+        else:
+            said = assert_read_again(node)
+            end_and_judge(node, Sent.TERM, 0)
+    if said == "the system's default":
+        assert node.log == "", "the handlers come before everything else"
+        assert not node.pgdata.exists()
+    assert_nothing_is_left_in(node)
+    cell.say(f"{moment_ms // 100 * 100:04d} ms after exec and later", sent.name, said)
+
+
+def status_of(node: Node) -> str:
+    try:
+        return str(node.status()["status"])
+    except OSError:
+        return ""
 
 
 # --- Steps and statuses ----------------------------------------------------------------------------------
