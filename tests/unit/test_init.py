@@ -170,6 +170,8 @@ def test_signals_that_were_blocked_or_ignored_before_us_make_no_difference() -> 
 
 def test_a_group_signal_reaches_the_supervisor_once() -> None:
     with started(command(["setsid", "env", "COMPUTE_NODE_INIT=1"], ECHO)) as process:
+        (supervisor,) = psutil.Process(process.pid).children()
+        assert os.getpgid(supervisor.pid) != os.getpgid(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         assert heard(process) == signal.SIGINT
         assert let_go(process) == 4
