@@ -57,9 +57,8 @@ def enter() -> None:
     # A group of its own: Ctrl-C reaches the init, which forwards it once.
     os.setpgid(0, 0)
     if control is not None:
-        control(
-            _PR_SET_PDEATHSIG, signal.SIGTERM
-        )  # of a process with one thread, which lives as long as it does
+        # The init has one thread, which lives as long as it does: the signal cannot come too early.
+        control(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != init:
             os.kill(os.getpid(), signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -98,13 +98,3 @@ def test_the_postgres_of_a_killed_supervisor_is_shut_down_by_the_init(
     node.run()  # and clears away what only a supervisor knows of
     assert "automatic recovery" not in node.log
     assert node.stop() == 0, node.log
-
-
-def test_a_node_ends_in_order_when_its_subreaper_is_killed(make_node: MakeNode, binaries15: Binaries) -> None:
-    node = make_node(binaries15)
-    init, supervisor = run_below(SUBREAPER, node)
-    init.kill()
-    node.wait()
-    wait_until(lambda: not supervisor.is_running(), "the supervisor ended", 60)
-    assert "shutting down: stopped in order" in node.log
-    assert "shut down" in cluster_state(node)

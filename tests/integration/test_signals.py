@@ -99,7 +99,7 @@ def begun(node: Node) -> None:
         pause.wait(0.001)
 
 
-@pytest.mark.matrix("signals", sample=4)
+@pytest.mark.matrix("signals", sample=3)
 @pytest.mark.parametrize("sent", Sent)
 @pytest.mark.parametrize("moment_ms", MOMENTS)
 def test_a_signal_at_any_moment_of_a_start(
@@ -298,7 +298,7 @@ PHASES: Final = (
 )
 
 
-@pytest.mark.matrix("signals", sample=4)
+@pytest.mark.matrix("signals", sample=3)
 @pytest.mark.parametrize("sent", Sent)
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
 def test_a_signal_at_any_step(
