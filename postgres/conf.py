@@ -35,8 +35,7 @@ _NO_REASON: Final = re.compile("^skipping missing configuration file|contains er
 _LINE_NAME: Final = re.compile(r"\s*([\w.]+)")
 _TOKEN: Final = re.compile(r'(near token )".*"', re.DOTALL)
 _PARAMETER: Final = re.compile(r'parameter "([^"]+)"')
-_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_NOT_IN_A_LINE: Final = re.compile("[\0\n\r\ud800-\udfff]")
+_NOT_IN_A_LINE: Final = re.compile(r"[\0\n\r]")
 _ESCAPES: Final = {"'": "''", "\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 
 
@@ -146,10 +145,19 @@ def quote(value: str) -> str:
     if "\0" in value:
         msg = "a value cannot contain a NUL character"
         raise ValueError(msg)
-    if _LONE_SURROGATE.search(value) is not None:
+    if not _is_unicode(value):
         msg = "a value must be valid Unicode, without lone surrogates"
         raise ValueError(msg)
     return "'" + "".join(_ESCAPES.get(character, character) for character in value) + "'"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there are no lone surrogates in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def socket_folder_problem(folder: str, port: int) -> str | None:
@@ -244,7 +252,7 @@ def _add_own_text(lines: _Lines, text: str) -> None:
     names = {entry.line: entry.name for entry in read(text)}
     for number, line in enumerate(text.split("\n"), start=1):
         place = f"line {number} of cluster.postgresql_conf"
-        if "\0" in line or _LONE_SURROGATE.search(line) is not None:
+        if "\0" in line or not _is_unicode(line):
             msg = f"{place} contains a NUL character or a lone surrogate"
             raise ConfError(msg)
         lines.add(line, f"setting `{names[number]}`, {place}" if number in names else place)
@@ -299,7 +307,7 @@ def _setting_line(setting: GenericOption) -> str:
             return f"{setting.name} = {quote(setting.value)}"
         except ValueError as error:
             problem = str(error)
-    elif _NOT_IN_A_LINE.search(setting.value) is not None:
+    elif _NOT_IN_A_LINE.search(setting.value) is not None or not _is_unicode(setting.value):
         problem = f"a value of the type `{setting.vartype}` is one line of text; the type `string` is quoted"
     if problem is not None:
         msg = f"the setting `{setting.name}` of cluster.settings cannot be written: {problem}"

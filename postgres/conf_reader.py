@@ -5,7 +5,8 @@ from typing import Final
 
 import msgspec
 
-_LETTER: Final = r"[A-Za-z_\u0080-\U0010ffff]"
+_LETTER: Final = r"[^\x00-@\[-^`{-\x7f]"
+"""A to Z, a to z, `_`, and all beyond ASCII; said this way it takes microseconds to compile, not 40 ms."""
 _ID: Final = rf"{_LETTER}(?:{_LETTER}|[0-9])*"
 _NAME: Final = rf"{_ID}(?:\.{_ID})?"
 _QUOTED: Final = r"'(?:[^'\\\n]|\\[^\n]|'')*'"
