@@ -4,6 +4,10 @@ from .base import Message
 from .spec import ComputeSpec
 
 
+class MakeReady(Message, frozen=True):
+    """Load what applying a spec takes; one is expected."""
+
+
 class ApplySpec(Message, frozen=True):
     """Bring roles, databases and grants to the described state.
 

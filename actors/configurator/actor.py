@@ -7,7 +7,7 @@ from typing import ClassVar, TypeAlias, assert_never
 from typing_extensions import override
 
 from ...messages.base import Message
-from ...messages.catalog import ApplyFailed, ApplySpec, CancelApply, SpecApplied
+from ...messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
 from ...messages.failpoints import FailpointError
 from ...messages.metrics import APPLIED_STATEMENTS
 from ...messages.settings import NodeSettings
@@ -28,7 +28,7 @@ class Applied(Message, frozen=True):
     errors: tuple[str, ...] = ()
 
 
-Heard: TypeAlias = ApplySpec | CancelApply | Applied
+Heard: TypeAlias = MakeReady | ApplySpec | CancelApply | Applied
 Told: TypeAlias = SpecApplied | ApplyFailed
 
 
@@ -42,7 +42,7 @@ class _Running:
 class Configurator(Actor[Heard]):
     """Brings roles, databases and grants to the described state."""
 
-    max_jobs: ClassVar[int] = 1
+    max_jobs: ClassVar[int] = 1  # an application waits for what it needs to be loaded
 
     def __init__(self, settings: NodeSettings, supervisor: Ref[Told], administration: Administration) -> None:
         self._settings = settings
@@ -55,6 +55,8 @@ class Configurator(Actor[Heard]):
     @override
     def receive(self, message: Heard) -> None:
         match message:
+            case MakeReady():
+                self.start_job("load the driver", lambda _: self._administration.load())
             case ApplySpec():
                 self._apply(message)
             case CancelApply(operation):

@@ -14,6 +14,10 @@ class PostgresAdministration(Administration):
         self._connstr = settings.connstr.reveal()
 
     @override
+    def load(self) -> None:
+        from . import executor  # noqa: F401 - it is loaded here so that `apply` need not wait for it
+
+    @override
     def apply(self, order: Order, cancellation: Cancellation) -> Report:
         from .executor import apply
 

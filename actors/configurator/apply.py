@@ -10,7 +10,8 @@ from . import operations as op
 from .desired import Context, departing_names
 from .model import DatabaseFacts
 from .phases import Maintenance, Plan, Step, Visit, plan, plan_visit
-from .port import Failure, Order, Report, Session
+from .port import Order, Report
+from .session import Failure, Session
 
 SHOWN_FAILURES: Final = 50
 """More than these are only counted: the list is for a person."""

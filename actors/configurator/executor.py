@@ -28,16 +28,8 @@ from .limits import visit_limit
 from .model import Catalog
 from .operations import database_named, shown
 from .phases import Visit
-from .port import (
-    AdministrationError,
-    DecideVisit,
-    Failure,
-    Order,
-    Outcome,
-    Report,
-    Session,
-    VisitOutcome,
-)
+from .port import AdministrationError, Order, Report
+from .session import DecideVisit, Failure, Outcome, Session, VisitOutcome
 from .sql import statements
 
 START_NAME: Final = "compute_ctl:apply_config"

@@ -2,6 +2,7 @@
 
 import logging
 
+from ...messages.catalog import MakeReady
 from ...messages.lifecycle import (
     AwaitExit,
     Boot,
@@ -15,6 +16,7 @@ from ...messages.postgres import (
 )
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped, StartServing
 from .effects import (
+    CONFIGURATOR,
     HTTP,
     POSTGRES,
     Never,
@@ -37,9 +39,11 @@ def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
     if turn.state.ending is not None or turn.state.phase is not Phase.INSPECTING:
         return
     turn.set(phase=Phase.UP)
-    turn.tell(HTTP, StartServing())
     if turn.state.spec is not None:
         turn.begin(turn.state.spec, asked=False)
+    # What is heavy to load comes after the programs of Postgres, and loads while they work.
+    turn.tell(HTTP, StartServing())
+    turn.tell(CONFIGURATOR, MakeReady())
 
 
 def pgdata_refused(turn: Turn, message: PgdataRefused, _: int | None) -> None:

@@ -157,9 +157,9 @@ class Turn:
                 stage_began_s=self.now_s,
             ),
         )
-        self.tell(POSTGRES, CheckConfiguration(operation, spec))
         if not asked:
             self.tell(POSTGRES, PreparePgdata(operation, spec))
+        self.tell(POSTGRES, CheckConfiguration(operation, spec))
 
     def end_attempt(self, result: ConfigureOutcome) -> None:
         """Answer all who wait for the attempt, and forget it."""

@@ -16,17 +16,8 @@ from compute_node.actors.configurator.model import (
     facts_after,
 )
 from compute_node.actors.configurator.phases import Visit
-from compute_node.actors.configurator.port import (
-    Administration,
-    AdministrationError,
-    DecideVisit,
-    Failure,
-    Order,
-    Outcome,
-    Report,
-    Session,
-    VisitOutcome,
-)
+from compute_node.actors.configurator.port import Administration, AdministrationError, Order, Report
+from compute_node.actors.configurator.session import DecideVisit, Failure, Outcome, Session, VisitOutcome
 from compute_node.actors.kit.jobs import Blocked, Cancellation
 from typing_extensions import override
 
@@ -67,6 +58,10 @@ class FakeAdministration(Administration):
         """The connection is lost before the one after these."""
         self.before_each: Callable[[], None] = lambda: None
         self._next_oid = 20_000
+
+    @override
+    def load(self) -> None:
+        pass
 
     @override
     def apply(self, order: Order, cancellation: Cancellation) -> Report:

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 from compute_node.actors.configurator import executor
 from compute_node.actors.configurator import operations as op
-from compute_node.actors.configurator.port import AdministrationError, Order, Outcome, Report
+from compute_node.actors.configurator.port import AdministrationError, Order, Report
+from compute_node.actors.configurator.session import Outcome
 from compute_node.actors.configurator.sql import statements
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.messages.base import encode
