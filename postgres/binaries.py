@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from .accounts import Account, first_closed_parent
+from .accounts import Account, can_enter, first_closed_parent
 from .environment import allowed
 
 SUPPORTED_MAJORS: Final = range(14, 19)
@@ -44,6 +44,8 @@ class Binaries(msgspec.Struct, frozen=True):
     major: int
     version: str
     """Without the word PostgreSQL, such as `15.18 (Debian 15.18-0+deb12u1)`."""
+    library_folder: str | None = None
+    """Where its loadable libraries are; None when there is no pg_config to tell."""
 
     def sibling(self, name: str) -> str:
         """Return the path of the program of that name beside `postgres`; it need not exist."""
@@ -56,10 +58,13 @@ def inspect(postgres_bin: str) -> Binaries:
     Raises BinariesError when it is missing, cannot be run, or is of an unsupported major version.
     """
     path = _resolved(postgres_bin)
-    program, pattern = Path(path).with_name("pg_config"), _PG_CONFIG_ANSWER
-    if not program.exists():
+    pg_config = Path(path).with_name("pg_config")
+    if pg_config.exists():
+        program, pattern = pg_config, _PG_CONFIG_ANSWER
+        answer = _version_answer(program, "--pkglibdir")
+    else:
         program, pattern = Path(path), _POSTGRES_ANSWER
-    answer = _version_answer(program)
+        answer = _version_answer(program)
     found = pattern.match(answer)
     if found is None:
         msg = (
@@ -74,7 +79,8 @@ def inspect(postgres_bin: str) -> Binaries:
             "install one of them, or give the path of one by --pgbin"
         )
         raise BinariesError(msg)
-    return Binaries(path, major, f"{found[1]}{found[2]}".rstrip())
+    _, _, library_folder = answer.partition("\n")
+    return Binaries(path, major, f"{found[1]}{found[2]}".rstrip(), library_folder.strip() or None)
 
 
 def discover(explicit: str | None = None) -> Binaries:
@@ -113,7 +119,7 @@ def reachable(binaries: Binaries, account: Account | None) -> Binaries:
 
     Raises BinariesError.
     """
-    if account is None or runnable_by(binaries, account):
+    if account is None or _is_open(binaries.postgres, account) or runnable_by(binaries, account):
         return binaries
     wheel = embedded()
     if wheel is not None and Path(wheel).resolve() == Path(binaries.postgres).resolve():
@@ -126,6 +132,13 @@ def reachable(binaries: Binaries, account: Account | None) -> Binaries:
         "or choose another user by --postgres-user"
     )
     raise BinariesError(msg)
+
+
+def _is_open(program: str, account: Account) -> bool:
+    """Whether the mode bits let that account run a program, which saves a trial."""
+    return first_closed_parent(program, account) is None and can_enter(
+        program, account.uid, account.gid, account.groups
+    )
 
 
 def runnable_by(binaries: Binaries, account: Account) -> bool:
@@ -166,7 +179,7 @@ def reachable_copy(
                     _copy_tree(source, target)
             copy = Binaries(str(target / "bin" / "postgres"), binaries.major, binaries.version)
             if runnable_by(copy, account):
-                return copy
+                return inspect(copy.postgres)
             closed = first_closed_parent(copy.postgres, account)
             refusals.append(
                 f"{base}: " + (f"{closed} is closed" if closed else "programs cannot be run there")
@@ -196,10 +209,10 @@ def _resolved(postgres_bin: str) -> str:
     return str(real) if real.with_name("initdb").exists() else path
 
 
-def _version_answer(program: Path) -> str:
+def _version_answer(program: Path, *options: str) -> str:
     try:
         result = subprocess.run(
-            [program, "--version"],
+            [program, "--version", *options],
             env=allowed(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,

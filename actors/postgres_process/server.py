@@ -88,7 +88,6 @@ class Server(Port):
         )
         self._lock = FolderLock()
         self._pump = Pump()
-        self._library_folder: str | None = None
         # Written by one job at a time: inspect, prepare, launch, tidy follow each other.
         self._paths = folder.Paths(self._pgdata, is_mount=False)
         self._judgement: Usable | SetAside | None = None
@@ -207,7 +206,7 @@ class Server(Port):
             raise PostgresError(problem or comes_later(self._settings.source))
         if (problem := checking.local_problem(spec)) is not None:
             raise PostgresError(problem)
-        conf = self._render(spec, cancellation)
+        conf = self._render(spec)
         around = checking.Surroundings(
             host=self._target.host,
             port=self._target.port,
@@ -215,7 +214,7 @@ class Server(Port):
             pgdata=self._pgdata,
             socket_folder=socket_folder(self._pgdata, self._account),
             account=self._account,
-            library_folder=self._libraries(cancellation),
+            library_folder=self._binaries.library_folder,
         )
 
         def refuses(auto_conf: str) -> str | None:
@@ -250,14 +249,14 @@ class Server(Port):
             for one in refusals
         )
 
-    def _render(self, spec: ComputeSpec, cancellation: Cancellation) -> ConfText:
+    def _render(self, spec: ComputeSpec) -> ConfText:
         listening = Listening(self._target.port, socket_folder(self._pgdata, self._account))
         context = ConfContext(
             internal_http_port=self._settings.internal_http_port,
             privileged_role_name=self._settings.privileged_role_name,
             listening=listening if self._settings.source is SourceName.INITDB else None,
             strict_overcommit=_strict_overcommit(),
-            default_preload=("neon",) if self._is_neon(cancellation) else (),
+            default_preload=("neon",) if self._is_neon() else (),
         )
         try:
             return render(spec, context)
@@ -305,25 +304,8 @@ class Server(Port):
         except FileNotFoundError:
             return ""
 
-    def _libraries(self, cancellation: Cancellation) -> str | None:
-        """Return the folder of libraries; asked once."""
-        if self._library_folder is None:
-            try:
-                result = children.run(
-                    [self._binaries.sibling("pg_config"), "--pkglibdir"],
-                    starter=self._starter,
-                    env=environment(os.environ),
-                    cwd="/",
-                    timeout_s=CHECK_TIMEOUT_S,
-                    cancellation=cancellation,
-                )
-            except PostgresError:
-                return None  # some packages come without pg_config
-            self._library_folder = result.output.strip() if result.code == 0 else None
-        return self._library_folder
-
-    def _is_neon(self, cancellation: Cancellation) -> bool:
-        libraries = self._libraries(cancellation)
+    def _is_neon(self) -> bool:
+        libraries = self._binaries.library_folder
         return libraries is not None and Path(libraries, "neon.so").exists()
 
     # --- Preparing
@@ -409,7 +391,7 @@ class Server(Port):
 
     def _launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
         source = self._settings.source
-        conf = self._render(spec, cancellation)
+        conf = self._render(spec)
         if isinstance(self._judgement, Usable):
             orphans.end((self._pgdata,), cancellation)
         cancellation.reach(Failpoint.LAUNCH_CLEARED)
@@ -539,7 +521,7 @@ class Server(Port):
 
     def _install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
         return reload.install(
-            self._render(spec, cancellation),
+            self._render(spec),
             self._pgdata,
             self._target,
             account=self._account,

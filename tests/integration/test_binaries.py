@@ -29,6 +29,8 @@ def test_both_kinds_are_recognised(binaries15: Binaries, binaries17: Binaries) -
     assert (binaries15.major, binaries17.major) == (15, 17)
     assert binaries15.version.startswith("15.")
     assert Path(binaries17.sibling("initdb")).exists()
+    for binaries in (binaries15, binaries17):
+        assert Path(str(binaries.library_folder), "plpgsql.so").exists()
 
 
 def test_some_postgres_is_found_on_this_machine(binaries15: Binaries) -> None:

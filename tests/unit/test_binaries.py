@@ -44,6 +44,14 @@ def test_the_version_comes_from_pg_config(answer: str, major: int, version: str,
     assert inspect(path) == Binaries(path, major, version)
 
 
+def test_pg_config_is_asked_once_for_the_folder_of_libraries_too(tmp_path: Path) -> None:
+    path = install(tmp_path, pg_config="PostgreSQL 16.1")
+    (tmp_path / "pg_config").write_text(
+        "#!/bin/sh\n[ \"$*\" = '--version --pkglibdir' ] && printf 'PostgreSQL 16.1\\n/lib/of postgres\\n'\n"
+    )
+    assert inspect(path) == Binaries(path, 16, "16.1", "/lib/of postgres")
+
+
 def test_without_pg_config_postgres_itself_is_asked(tmp_path: Path) -> None:
     path = install(tmp_path, postgres="postgres (PostgreSQL) 17.10")
     assert inspect(path) == Binaries(path, 17, "17.10")

@@ -1,11 +1,14 @@
 """The text of postgresql.conf: every line of the reference, in order, under its condition."""
 
+import re
+import string
 from typing import Any
 
 import msgspec
 import pytest
 from compute_node.messages.base import decode_hook
 from compute_node.messages.spec import ComputeSpec
+from compute_node.postgres import conf_reader
 from compute_node.postgres.conf import (
     ConfContext,
     ConfError,
@@ -448,3 +451,9 @@ def test_max_connections_bounds_the_work_at_start(
 @pytest.mark.parametrize(("asked", "given_"), [(0, 1), (1, 1), (7, 7)])
 def test_reconfiguring_works_on_at_least_one_database(asked: int, given_: int) -> None:
     assert reconfigure_concurrency(make_spec(reconfigure_concurrency=asked)) == given_
+
+
+def test_a_letter_is_what_the_scanner_of_postgres_calls_one() -> None:
+    letters = {code for code in range(0x10000) if re.fullmatch(conf_reader._LETTER, chr(code))}
+    ascii_letters = {ord(letter) for letter in string.ascii_letters + "_"}
+    assert letters == ascii_letters | set(range(0x80, 0x10000))
