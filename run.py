@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Process entrypoint: arguments, then the actor system, then the exit code."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def _import_from_here() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one node and leave with its exit code."""
+    gc.set_threshold(20_000)  # what is loaded at the start stays: looking for garbage in it only takes time
     from compute_node.process import init, signals
 
     init.enter()  # before there are threads; comes back in the process that is the node

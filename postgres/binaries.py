@@ -2,13 +2,9 @@
 
 import contextlib
 import fcntl
-import glob
-import hashlib
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -198,6 +194,8 @@ def _resolved(postgres_bin: str) -> str:
     if os.sep in postgres_bin:
         path, where = str(Path(postgres_bin).absolute()), "there is none"
     else:
+        import shutil
+
         path, where = shutil.which(postgres_bin) or "", "PATH has none"
     if not path or not Path(path).is_file():
         msg = f"Postgres program {postgres_bin!r} not found ({where}): give the path of `postgres` by --pgbin"
@@ -235,6 +233,9 @@ def _version_answer(program: Path, *options: str) -> str:
 
 
 def _candidates() -> Iterator[str]:
+    import glob
+    import shutil
+
     if (in_path := shutil.which("postgres")) is not None:
         yield in_path
     found = [path for pattern in DISTRIBUTION_PATTERNS for path in glob.glob(pattern)]  # noqa: PTH207 - absolute
@@ -249,12 +250,16 @@ def _major_in_path(path: str) -> int:
 
 
 def _copy_folders() -> tuple[str, str]:
+    import tempfile
+
     return CACHE_FOLDER, str(Path(tempfile.gettempdir()) / f"compute-node-{os.geteuid()}")
 
 
 @contextlib.contextmanager
 def _locked_folder(base: Path) -> Iterator[None]:
     """Hold a folder that only we can write to; what an interrupted copy left there is removed."""
+    import shutil
+
     base.mkdir(mode=0o755, parents=True, exist_ok=True)
     status = base.lstat()
     if not base.is_dir() or base.is_symlink() or status.st_uid != os.geteuid() or status.st_mode & 0o022:
@@ -269,6 +274,9 @@ def _locked_folder(base: Path) -> Iterator[None]:
 
 
 def _copy_tree(source: Path, target: Path) -> None:
+    import shutil
+    import tempfile
+
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
         tree = partial / "tree"
@@ -283,6 +291,8 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _fingerprint(source: Path) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*")):
         status = path.lstat()

@@ -1,7 +1,6 @@
 """Core dumps of a run: found in PGDATA, shown as a backtrace in the log."""
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -35,6 +34,8 @@ def find(pgdata: str, since_s: float) -> tuple[str, ...]:
 
 def debugger(postgres: str, core: str) -> list[str] | None:
     """Return the command that prints a backtrace; None when no debugger is installed."""
+    import shutil
+
     if (gdb := shutil.which("gdb")) is not None:
         shorten = f"set print elements {SHOWN_OF_STRINGS}"
         return [gdb, "--batch", "-q", "-nx", "-ex", shorten, "-ex", "bt", postgres, core]

@@ -6,7 +6,6 @@ What is written here is synced before it counts; links are never followed when d
 import contextlib
 import os
 import re
-import shutil
 import stat
 from pathlib import Path
 from typing import Final
@@ -254,10 +253,17 @@ def remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == TOKEN):
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                remove_tree(entry)
             else:
                 entry.unlink()
         folder.rmdir()
+
+
+def remove_tree(path: str | Path) -> None:
+    """Delete a folder with all that is in it; links are not followed."""
+    import shutil
+
+    shutil.rmtree(path)
 
 
 def tablespaces(path: str) -> tuple[str, ...]:

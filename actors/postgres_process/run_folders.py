@@ -3,16 +3,13 @@
 Both are private to the account that runs it, and gone after the stop.
 """
 
-import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from ...postgres.accounts import Account, first_closed_parent
-from .folder import make_folder
+from .folder import make_folder, remove_tree
 from .port import PostgresError
 
 SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - the system's place for it
@@ -22,6 +19,8 @@ PREFIX: Final = "compute-node-"
 
 def temporary_folder(account: Account | None) -> str:
     """Return the folder for temporary files (TMPDIR) if the account can enter it, else /tmp."""
+    import tempfile
+
     chosen = tempfile.gettempdir()
     if first_closed_parent(f"{chosen}/x", account) is None:
         return chosen
@@ -57,7 +56,7 @@ def make_private(path: str, account: Account | None) -> None:
 def remove_private(path: str, account: Account | None) -> None:
     """Remove such a folder with what is in it; does nothing when it is not ours."""
     if os.path.lexists(path) and _is_ours(path, account):
-        shutil.rmtree(path)
+        remove_tree(path)
 
 
 def link_shared_memory(
@@ -67,6 +66,8 @@ def link_shared_memory(
 
     None, and an ordinary folder instead, where the system has no such place that we can write to.
     """
+    import tempfile
+
     target = str(Path(shared_memory, f"{PREFIX}{_digest(pgdata)}-{Path(pgdata).stat().st_ino}"))
     link = Path(pgdata, DYNSHMEM)
     _clear(link)
@@ -74,7 +75,7 @@ def link_shared_memory(
         if os.path.lexists(target) and not _is_ours(target, account):
             target = tempfile.mkdtemp(prefix=PREFIX, dir=shared_memory)
         elif os.path.lexists(target):
-            shutil.rmtree(target)
+            remove_tree(target)
         make_folder(target, account)
     except OSError:
         make_folder(str(link), account)
@@ -106,7 +107,7 @@ def _clear(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
-        shutil.rmtree(path)
+        remove_tree(path)
 
 
 def _is_ours(path: str, account: Account | None) -> bool:
@@ -116,4 +117,6 @@ def _is_ours(path: str, account: Account | None) -> bool:
 
 
 def _digest(pgdata: str) -> str:
+    import hashlib
+
     return hashlib.sha256(os.fsencode(os.path.realpath(pgdata))).hexdigest()[:12]

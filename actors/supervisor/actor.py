@@ -49,7 +49,14 @@ from ..kit.actor import Actor, Guard, Ref, Replier
 from ..kit.jobs import Cancellation, describe
 from .decisions import decide
 from .effects import After, Answer, DumpJournal, Effect, Log, Never, Publish, ReadConfiguration, Tell
-from .private import ClosingOverdue, ConfigurationGraceEnded, ConfigurationReread, LingerEnded, StopOverdue
+from .private import (
+    ClosingOverdue,
+    ConfigurationGraceEnded,
+    ConfigurationReread,
+    HeadStartEnded,
+    LingerEnded,
+    StopOverdue,
+)
 from .state import NodeState, node_status, readiness
 from .turn import Moment
 
@@ -73,6 +80,7 @@ SupervisorMessage: TypeAlias = (
     | GetReadiness
     | GetStartupMetrics
     | GetStatus
+    | HeadStartEnded
     | LingerEnded
     | PgdataFailed
     | PgdataInspected

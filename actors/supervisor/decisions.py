@@ -34,7 +34,14 @@ from ...messages.postgres import (
 )
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from . import configuring, ending, serving
-from .private import ClosingOverdue, ConfigurationGraceEnded, ConfigurationReread, LingerEnded, StopOverdue
+from .private import (
+    ClosingOverdue,
+    ConfigurationGraceEnded,
+    ConfigurationReread,
+    HeadStartEnded,
+    LingerEnded,
+    StopOverdue,
+)
 from .state import NodeState
 from .turn import Decision, Moment, Turn
 
@@ -81,6 +88,7 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     ConfigurationRefused: configuring.configuration_refused,
     ConfigurationReread: configuring.configuration_reread,
     Configure: configuring.configure,
+    HeadStartEnded: serving.head_start_ended,
     LingerEnded: serving.linger_ended,
     PgdataFailed: configuring.pgdata_failed,
     PgdataInspected: serving.pgdata_inspected,

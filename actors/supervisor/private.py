@@ -4,6 +4,10 @@ from ...messages.base import Message
 from ...messages.spec import ComputeSpec
 
 
+class HeadStartEnded(Message, frozen=True):
+    """The programs of Postgres are under way; what is heavy to load may follow."""
+
+
 class ConfigurationGraceEnded(Message, frozen=True):
     """The configuration under way has had its moment; the termination goes on without it."""
 

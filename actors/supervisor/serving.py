@@ -1,6 +1,7 @@
 """What is decided about the process's own life: boot, the servers, lingering, the exit."""
 
 import logging
+from typing import Final
 
 from ...messages.catalog import MakeReady
 from ...messages.lifecycle import (
@@ -19,13 +20,17 @@ from .effects import (
     CONFIGURATOR,
     HTTP,
     POSTGRES,
+    After,
     Never,
     Publish,
 )
 from .lifecycle import Event
-from .private import ClosingOverdue, LingerEnded
+from .private import ClosingOverdue, HeadStartEnded, LingerEnded
 from .state import Cause, Phase
 from .turn import CLOSING_S, TIDY_S, Turn
+
+HEAD_START_S: Final = 0.03
+"""Loading the HTTP servers and the driver holds up everything else of Python; the programs of Postgres go first."""
 
 
 def boot(turn: Turn, message: Boot, _: int | None) -> None:
@@ -39,11 +44,17 @@ def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
     if turn.state.ending is not None or turn.state.phase is not Phase.INSPECTING:
         return
     turn.set(phase=Phase.UP)
-    if turn.state.spec is not None:
+    if turn.state.spec is None:
+        head_start_ended(turn, HeadStartEnded(), None)
+    else:
         turn.begin(turn.state.spec, asked=False)
-    # What is heavy to load comes after the programs of Postgres, and loads while they work.
-    turn.tell(HTTP, StartServing())
-    turn.tell(CONFIGURATOR, MakeReady())
+        turn.effects.append(After(HEAD_START_S, HeadStartEnded()))
+
+
+def head_start_ended(turn: Turn, _: HeadStartEnded, __: int | None) -> None:
+    if turn.state.phase not in {Phase.CLOSING, Phase.OVER}:
+        turn.tell(HTTP, StartServing())
+        turn.tell(CONFIGURATOR, MakeReady())
 
 
 def pgdata_refused(turn: Turn, message: PgdataRefused, _: int | None) -> None:
