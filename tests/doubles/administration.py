@@ -49,6 +49,7 @@ class FakeAdministration(Administration):
         self.done: list[op.AnyOperation] = []
         self.visited: list[str] = []
         self.orders: list[Order] = []
+        self.loaded = False
         self.held = False
         """Jobs do not come to an end until this is False or they are cancelled."""
         self.unreachable = False
@@ -61,7 +62,7 @@ class FakeAdministration(Administration):
 
     @override
     def load(self) -> None:
-        pass
+        self.loaded = True
 
     @override
     def apply(self, order: Order, cancellation: Cancellation) -> Report:

@@ -7,7 +7,7 @@ from compute_node.actors.configurator.actor import Configurator
 from compute_node.actors.kit.actor import Actor, Ref
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.messages.base import Message
-from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, SpecApplied
+from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
 from compute_node.messages.metrics import APPLIED_STATEMENTS
 from compute_node.messages.spec import Cluster, ComputeSpec, Database, Role, StaticMode
 from typing_extensions import override
@@ -62,6 +62,12 @@ def test_a_spec_is_applied_and_its_changes_are_counted(house: House) -> None:
     assert (outcome.operation, outcome.statements) == (7, len(house.postgres.done))
     assert set(house.postgres.visited) == {"x", "y"}
     assert house.runtime.metrics.read(APPLIED_STATEMENTS) == {(): float(outcome.statements)}
+
+
+def test_what_applying_takes_is_loaded_ahead_and_an_application_waits_for_it(house: House) -> None:
+    house.configurator.tell(MakeReady())
+    assert isinstance(house.apply(1, two_databases()), SpecApplied)
+    assert house.postgres.loaded
 
 
 def test_the_same_spec_again_changes_nothing_and_looks_into_no_database(house: House) -> None:

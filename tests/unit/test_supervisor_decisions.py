@@ -23,6 +23,7 @@ from compute_node.actors.supervisor.private import (
     ClosingOverdue,
     ConfigurationGraceEnded,
     ConfigurationReread,
+    HeadStartEnded,
     LingerEnded,
     StopOverdue,
 )
@@ -30,7 +31,7 @@ from compute_node.actors.supervisor.state import NodeState, Phase, node_status, 
 from compute_node.actors.supervisor.turn import Moment
 from compute_node.messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
 from compute_node.messages.base import Message, Request
-from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, SpecApplied
+from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
 from compute_node.messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -195,6 +196,31 @@ def test_with_a_spec_at_boot_the_status_is_never_empty_once_servers_start() -> N
     life.hear(Boot(a_spec()))
     assert life.status() is Status.INIT
     assert life.statuses[-1] is Status.INIT
+
+
+def test_the_programs_of_postgres_begin_before_what_is_heavy_is_loaded() -> None:
+    life = Life()
+    life.hear(Boot(a_spec()), PgdataInspected(PgdataKind.ABSENT))
+    assert life.has_told(PreparePgdata)
+    assert not life.has_told(StartServing)
+    assert life.reminder(HeadStartEnded) == pytest.approx(0.03)
+    life.hear(HeadStartEnded())
+    assert [message for _, message in life.told[-2:]] == [StartServing(), MakeReady()]
+
+
+def test_without_a_spec_nothing_is_waited_for() -> None:
+    life = Life()
+    life.hear(Boot(None), PgdataInspected(PgdataKind.ABSENT))
+    assert [message for _, message in life.told[-2:]] == [StartServing(), MakeReady()]
+
+
+def test_a_node_that_closes_during_the_head_start_does_not_begin_to_serve() -> None:
+    life = Life()
+    life.hear(Boot(a_spec()), PgdataInspected(PgdataKind.ABSENT), SignalReceived("SIGTERM"))
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
+    assert life.has_told(StopServing)
+    life.hear(HeadStartEnded())
+    assert not life.has_told(StartServing)
 
 
 def test_at_boot_preflight_and_pgdata_go_side_by_side_and_postgres_waits_for_both() -> None:
