@@ -20,7 +20,6 @@ from typing import Any, Final
 import msgspec
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.postgres_process import readiness
-from compute_node.actors.postgres_process.children import as_account
 from compute_node.actors.postgres_process.launcher import environment
 from compute_node.actors.postgres_process.sources.initdb import LOCALE
 from compute_node.cli import keys
@@ -328,8 +327,10 @@ class ByHand:
         assert ended.returncode == 0, ended
 
     def _how(self) -> dict[str, Any]:
-        where = {"cwd": str(self.where), "env": self._environment, "stdin": subprocess.DEVNULL}
-        return where | as_account(self._account)
+        how: dict[str, Any] = {"cwd": self.where, "env": self._environment, "stdin": subprocess.DEVNULL}
+        if (account := self._account) is not None:
+            how |= {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
+        return how
 
 
 @contextlib.contextmanager

@@ -381,7 +381,7 @@ class Machine:
     def _patch(self) -> None:
         doubles: list[tuple[Any, str, object]] = [
             (folder, "Path", type("SimulatedPath", (_SimulatedPath,), {"machine": self})),
-            (folder, "shutil", SimpleNamespace(rmtree=self._remove_tree)),
+            (folder, "remove_tree", self._remove_tree),
             (folder, "write_file", partial(self._write_file, folder.write_file)),
             (folder, "sync_folder", lambda _: None),
             (folder, "is_mount", lambda path: self.mount and path == self.pgdata),
@@ -555,17 +555,17 @@ class SimulatedServer(server.Server):
         self.machine.take("check", 0.0, cancellation)
         if self.machine.faults.conf_refused is not None:
             raise PostgresError(self.machine.faults.conf_refused)
-        if REFUSED_SETTING in self._render(spec, cancellation).text:
+        if REFUSED_SETTING in self._render(spec).text:
             msg = f"unrecognized configuration parameter {REFUSED_SETTING}"
             raise PostgresError(msg)
         return ("a warning",)
 
     @override
-    def _is_neon(self, cancellation: Cancellation) -> bool:
+    def _is_neon(self) -> bool:
         return False
 
     @override
-    def _render(self, spec: ComputeSpec, cancellation: Cancellation) -> ConfText:
+    def _render(self, spec: ComputeSpec) -> ConfText:
         return render(spec, ConfContext(3081, "neon_superuser", Listening(55432, "/nowhere")))
 
     @override
@@ -614,6 +614,10 @@ class MachineAdministration(Administration):
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+
+    @override
+    def load(self) -> None:
+        pass
 
     @override
     def apply(self, order: Order, cancellation: Cancellation) -> Report:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
+from compute_node.actors.postgres_process.children import Starter
 from compute_node.actors.postgres_process.sources import SourceError, initdb
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.actors.postgres_process.syncing import FileSystemSync, is_wise
@@ -45,7 +46,7 @@ class Machine:
         script.write_text(f'#!/bin/sh\nmkdir {tmp_path}/data && echo "$@" > {tmp_path}/options\n')
         script.chmod(0o755)
         self._folder, self._options, self._target = tmp_path, tmp_path / "options", str(tmp_path / "data")
-        self._source = InitdbSource(Binaries(str(tmp_path / "postgres"), 15, "15"), None, "me", {})
+        self._source = InitdbSource(Binaries(str(tmp_path / "postgres"), 15, "15"), Starter(None), "me", {})
         monkeypatch.setattr(initdb, "is_wise_here", lambda: wise)
         monkeypatch.setattr(FileSystemSync, "sync", lambda _: self._sync())
 
