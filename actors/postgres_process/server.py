@@ -199,13 +199,7 @@ class Server(Port):
         refused, warnings = checking.not_built(spec)
         if refused is not None:
             raise PostgresError(refused)
-        if self._settings.source is not SourceName.INITDB:
-            problem = (
-                checking.storage_problem(spec) if self._settings.source is SourceName.PAGESERVER else None
-            )
-            raise PostgresError(problem or comes_later(self._settings.source))
-        if (problem := checking.local_problem(spec)) is not None:
-            raise PostgresError(problem)
+        self._require_source(spec)
         conf = self._render(spec)
         around = checking.Surroundings(
             host=self._target.host,
@@ -248,6 +242,18 @@ class Server(Port):
             f"would not start: {done}. {one.why}"
             for one in refusals
         )
+
+    def _require_source(self, spec: ComputeSpec) -> None:
+        """Raise PostgresError unless the source can make what the spec asks for."""
+        source, problem = self._settings.source, None
+        if source is SourceName.INITDB:
+            problem = checking.local_problem(spec)
+        elif source is SourceName.PAGESERVER:
+            problem = checking.storage_problem(spec)
+        if problem is None and source in NOT_BUILT_YET:
+            problem = comes_later(source)
+        if problem is not None:
+            raise PostgresError(problem)
 
     def _render(self, spec: ComputeSpec) -> ConfText:
         listening = Listening(self._target.port, socket_folder(self._pgdata, self._account))
@@ -316,8 +322,7 @@ class Server(Port):
             return self._prepare(spec, cancellation)
 
     def _prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
-        if self._settings.source in NOT_BUILT_YET:
-            raise PostgresError(comes_later(self._settings.source))
+        self._require_source(spec)
         if self._keeps:
             return True
         if self._account is None and (problem := missing_passwd_entry()) is not None:
