@@ -1,19 +1,16 @@
 """Measures `/status`: requests per second beside a constant Falcon app, and latency beside 64 waiting callers.
 
-`python bench/status.py` starts a node with a Postgres of its own and prints two tables, medians of 7 rounds
-that take turns. The load comes from processes of its own with bare sockets; everything stays on loopback.
+`python bench/status.py` starts a node with a Postgres of its own and prints a table, medians of rounds that
+take turns. The load comes from processes of its own with bare sockets; everything stays on loopback.
 """
 
 import contextlib
 import json
-import os
 import selectors
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,15 +18,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from compute_node.bench import rig
+from compute_node.bench.rig import ROUNDS, Row, table
 from compute_node.cli import keys
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-ROUNDS: Final = 7
 ROUND_S: Final = 2.0
 CONNECTIONS: Final = 8
 """Of the load that counts requests; the latencies are taken on one."""
 CALLERS: Final = 64
 PLACES: Final = 16
+RATE_AIM: Final = 0.7
+LATENCY_AIM: Final = 2.0
 START_S: Final = 60.0
 COMPUTE_ID: Final = "bench"
 CONSTANT: Final = (
@@ -296,57 +296,68 @@ def waiting(port: int, postgres: int, token: str, number: int) -> Iterator[None]
 # --- The tables ----------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Measure and print."""
-    folder = Path(tempfile.mkdtemp(prefix="compute-node-bench-"))
-    folder.chmod(0o755)
-    try:
+def measure(count: int = ROUNDS) -> list[Row]:
+    """Start both sides and let them take turns."""
+    with rig.folder() as folder:
         key, config = folder / "key.pem", folder / "config.json"
         jwks = keys.generate(key)
         token = keys.make_token(key, compute_id=COMPUTE_ID, valid_s=3600)
         config.write_text(json.dumps({"spec": spec(), "compute_ctl_config": {"jwks": jwks}}))
-        measure(folder, config, token)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return rows(folder, config, token, count)
 
 
-def measure(folder: Path, config: Path, token: str) -> None:
-    """Start both sides and let them take turns."""
+def rows(folder: Path, config: Path, token: str, count: int) -> list[Row]:
+    """Load the servers by turns, then compare."""
     sides: dict[str, list[float]] = {"node": [], "constant": [], "constant, token remembered": []}
-    quiet: list[dict[str, float]] = []
-    crowded: list[dict[str, float]] = []
+    quiet: list[float] = []
+    crowded: list[float] = []
     with (
-        node(folder, config) as (port, postgres, pid),
+        node(folder, config) as (port, postgres, _),
         myself("constant", str(config)) as verified,
         myself("remembered", str(config)) as remembered,
     ):
         ports = dict(zip(sides, (port, int(line(verified)), int(line(remembered))), strict=True))
-        for number in range(ROUNDS):
+        for number in range(count):
+            rig.progress(f"/status: round {number + 1} of {count}")
             for side, own in ports.items():
                 sides[side].append(measured(own, token, CONNECTIONS)["rps"])
-            quiet.append(measured(port, token, 1))
+            quiet.append(measured(port, token, 1)["p99"])
             with waiting(port, postgres, token, number):
-                crowded.append(measured(port, token, 1))
-            print(f"round {number + 1} of {ROUNDS}", file=sys.stderr, end="\r")
-        threads = len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208 - names are enough
-    print(f"requests per second, {CONNECTIONS} connections, medians of {ROUNDS} rounds of {ROUND_S:g} s")
-    own_rate = statistics.median(sides["node"])
-    for side, rates in sides.items():
-        rate = statistics.median(rates)
-        print(f"  {side:28}{rate:9.0f}   node/it {own_rate / rate:5.2f}")
-    print(f"latency of one connection, microseconds, with {CALLERS} callers of /configure and without")
-    for name in ("p50", "p99", "max"):
-        without, with_callers = (
-            statistics.median(found[name] for found in side) for side in (quiet, crowded)
-        )
-        print(f"  {name:6}{with_callers:9.0f}{without:9.0f}   ratio {with_callers / without:5.2f}")
-    print(f"threads of the node: {threads}")
+                crowded.append(measured(port, token, 1)["p99"])
+    ours, plain, knowing = (statistics.median(rates) for rates in sides.values())
+    slow, quick = statistics.median(crowded), statistics.median(quiet)
+    what = f"`/status`: requests per second, {CONNECTIONS} connections"
+    return [
+        Row(
+            what,
+            f"{ours:.0f}",
+            f"{plain:.0f}, constant app",
+            ours / plain,
+            f"≥ {RATE_AIM:.2f}",
+            ours / plain >= RATE_AIM,
+        ),
+        Row(
+            what,
+            f"{ours:.0f}",
+            f"{knowing:.0f}, constant app that remembers tokens",
+            ours / knowing,
+            "",
+        ),
+        Row(
+            f"`/status`: latency p99 beside {CALLERS} callers of `/configure`",
+            f"{slow:.0f} µs",
+            f"{quick:.0f} µs, without them",
+            slow / quick,
+            f"≤ {LATENCY_AIM:.2f}",
+            slow / quick <= LATENCY_AIM,
+        ),
+    ]
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case []:
-            main()
+            print(table(measure()))
         case ["constant", config]:
             constant(config, remember=False)
         case ["remembered", config]:
