@@ -23,6 +23,8 @@ from compute_node.postgres.accounts import Account, resolve_account
 from compute_node.postgres.binaries import Binaries, BinariesError, embedded, inspect, reachable
 from compute_node.postgres.connection import Target, params, parse_connstr
 
+from doubles import canaries
+
 SUPERUSER = "cloud_admin"
 MARK = "COMPUTE_NODE_TEST"
 START_TIMEOUT_S = 30.0
@@ -167,7 +169,7 @@ class Cluster:
 
     @property
     def connstr(self) -> str:
-        return f"postgresql://{SUPERUSER}@localhost:{self.port}/postgres"
+        return f"postgresql://{SUPERUSER}:{canaries.canary('connstr')}@localhost:{self.port}/postgres"
 
     @property
     def target(self) -> Target:
@@ -291,9 +293,12 @@ def cluster(
         return made.start() if start else made
 
     yield make
+    leaks: list[str] = []
     for made in clusters:
         made.stop()
+        leaks += filter(None, [canaries.leak(made.log)])
         shutil.rmtree(made.folder)
+    assert not leaks, f"a secret leaks into the server log: {leaks}"
 
 
 # --- Nothing is left -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import psutil
 import psycopg
 import pytest
 from compute_node.actors.kit.actor import Ref
@@ -15,7 +16,7 @@ from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN
 from compute_node.actors.postgres_process.server import Server
-from compute_node.messages.base import Message
+from compute_node.messages.base import Message, redacted
 from compute_node.messages.lifecycle import ActorFailed
 from compute_node.messages.postgres import (
     CheckConfiguration,
@@ -36,6 +37,7 @@ from compute_node.messages.postgres import (
     StartPostgres,
     StopPostgres,
 )
+from compute_node.messages.secret import Secret
 from compute_node.messages.settings import NodeSettings
 from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption
 from compute_node.postgres.accounts import Account
@@ -43,9 +45,11 @@ from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.connection import params, parse_connstr
 from typing_extensions import override
 
+from doubles import canaries
 from doubles.scripted import Recorder, Scripted
 from doubles.specs import a_spec, settings
 from fix_postgres import Ports, Templates, run_as
+from fix_secrets import Secrecy
 
 M = TypeVar("M", bound=Message)
 
@@ -58,9 +62,11 @@ FAST: tuple[GenericOption, ...] = (
 
 
 def fast_spec(*more: GenericOption, conf: str | None = None, **changes: Any) -> ComputeSpec:
-    """A spec whose Postgres is small and quick; `more` are settings that come after."""
-    cluster = Cluster(roles=(), databases=(), settings=(*FAST, *more), postgresql_conf=conf)
-    return a_spec(cluster=cluster, **changes)
+    """A spec whose Postgres is small and quick; `more` are settings that come after. With canary secrets."""
+    secrets = {"storage_auth_token": Secret(canaries.canary("storage"))}
+    held = tuple(GenericOption(**entry) for entry in canaries.settings())
+    cluster = Cluster(roles=(), databases=(), settings=(*FAST, *held, *more), postgresql_conf=conf)
+    return a_spec(cluster=cluster, **(secrets | changes))
 
 
 def text(name: str, value: str) -> GenericOption:
@@ -95,8 +101,11 @@ class RecordingSupervisor(Scripted):
 class Process:
     """One PostgresProcess on threads."""
 
-    def __init__(self, node: NodeSettings, binaries: Binaries, account: Account | None) -> None:
+    def __init__(
+        self, node: NodeSettings, binaries: Binaries, account: Account | None, secrecy: Secrecy
+    ) -> None:
         self.settings = node
+        self.secrecy = secrecy
         self.recorder = Recorder()
         self.sink = Sink()
         self.runtime = ThreadedRuntime(watcher="supervisor", abandoned=self.recorder.add)
@@ -197,8 +206,20 @@ class Process:
         assert left == (), left
         self.server.release()
 
+    def look_for_secrets(self) -> None:
+        """Search what it told, its journal, its processes and its files; its log is listened to all the while."""
+        for entry in tuple(self.recorder.entries):
+            self.secrecy.look("a message", redacted(entry))
+        self.secrecy.look("the journal", redacted(self.runtime.journal.read()))
+        if self.sink.alive:
+            with contextlib.suppress(psutil.Error):
+                postmaster = psutil.Process(self.sink.alive[-1])
+                self.secrecy.look_at_processes([postmaster, *postmaster.children(recursive=True)])
+        self.secrecy.look_at_pgdata(self.pgdata)
+
     def close(self) -> None:
         """End whatever there is."""
+        self.look_for_secrets()
         if not self._abandoned and self.actor.phase.value not in {"idle", "gone"}:
             with contextlib.suppress(AssertionError):
                 self.stop(5.0)
@@ -220,15 +241,16 @@ def make_process(
 ) -> Iterator[MakeProcess]:
     """Call it for a PostgresProcess, as often as needed; all are stopped after the test."""
     all_made: list[Process] = []
+    secrecy = Secrecy()
     port = free_port()
 
     def make(binaries: Binaries, *, made: bool = False, **changes: Any) -> Process:
         fields = {
             "pgdata": str(postgres_folder / "pgdata"),
-            "connstr": f"postgresql://cloud_admin@localhost:{port}/postgres",
+            "connstr": f"postgresql://cloud_admin:{canaries.canary('connstr')}@localhost:{port}/postgres",
             "postgres_bin": binaries.postgres,
         }
-        process = Process(settings(**(fields | changes)), binaries, account)
+        process = Process(settings(**(fields | changes)), binaries, account, secrecy)
         if made:
             run_as(account, "cp", "-a", "--reflink=auto", templates.get(binaries), process.pgdata)
             for name in (TOKEN, MARKER):
@@ -236,9 +258,11 @@ def make_process(
         all_made.append(process)
         return process
 
-    yield make
-    for process in reversed(all_made):
-        process.close()
+    with secrecy.listening():
+        yield make
+        for process in reversed(all_made):
+            process.close()
+    secrecy.judge()
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:

@@ -1,13 +1,17 @@
 """The oracle of secrets: looks wherever one could leak to, and remembers what it found."""
 
 import contextlib
+import logging
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import psycopg
+from compute_node.process.logs import json_line
+from typing_extensions import override
 
 from doubles import canaries
 
@@ -15,6 +19,7 @@ MAX_FILE: Final = 16 * 1024 * 1024
 """Bytes of one file that are searched: the last ones."""
 BELONGS_IN: Final = ("postgresql.conf", "postgresql.auto.conf")
 """Files of PGDATA in which a secret may stand, for the eyes of their owner only."""
+LOGGERS: Final = ("compute_node", "postgres")
 VIEWS: Final = ("pg_stat_activity", "pg_stat_statements", "pg_stat_replication", "pg_prepared_statements")
 
 
@@ -73,9 +78,34 @@ class Secrecy:
             with contextlib.suppress(psycopg.Error):
                 self.look(view, str(connection.execute(f"TABLE {view}".encode()).fetchall()))
 
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Search what is logged meanwhile in this process, by us and by Postgres."""
+        handler = _Listener(self)
+        levels = {name: logging.getLogger(name).level for name in LOGGERS}
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(handler)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
     def judge(self) -> None:
         """Fail for whatever was found."""
         assert not self.leaks, "\n".join(dict.fromkeys(self.leaks))
+
+
+class _Listener(logging.Handler):
+    def __init__(self, secrecy: Secrecy) -> None:
+        super().__init__()
+        self._secrecy = secrecy
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._secrecy.look(f"the log of {record.name}", json_line(record))
 
 
 def _files(folder: Path) -> Iterator[Path]:

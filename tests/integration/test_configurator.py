@@ -818,7 +818,7 @@ def test_a_missing_superuser_is_made_by_the_one_of_old_clusters(
 ) -> None:
     postgres = cluster(binaries)
     postgres.query("CREATE ROLE zenith_admin SUPERUSER LOGIN")
-    connstr = postgres.connstr.replace("cloud_admin@", "new_admin@")
+    connstr = f"postgresql://new_admin@localhost:{postgres.port}/postgres"
     report = applied(postgres, spec([Role("a")], [Database("x", "a")]), connstr=connstr)
     assert report.visited == 1
     assert postgres.query(
@@ -829,7 +829,7 @@ def test_a_missing_superuser_is_made_by_the_one_of_old_clusters(
 
 def test_a_refused_login_is_told_as_it_is(binaries15: Binaries, cluster: MakeCluster) -> None:
     postgres = cluster(binaries15)
-    connstr = postgres.connstr.replace("cloud_admin@", "stranger:canary@")
+    connstr = f"postgresql://stranger:canary@localhost:{postgres.port}/postgres"
     with pytest.raises(AdministrationError, match='role "stranger" does not exist') as caught:
         run(postgres, spec(), connstr=connstr)
     assert "canary" not in str(caught.value)

@@ -1,5 +1,6 @@
 """What the Supervisor decides: whole lives, message by message, without actors."""
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -13,8 +14,10 @@ from compute_node.actors.supervisor.effects import (
     POSTGRES,
     After,
     Answer,
+    DumpJournal,
     Effect,
     Log,
+    Never,
     Publish,
     ReadConfiguration,
     Tell,
@@ -27,10 +30,10 @@ from compute_node.actors.supervisor.private import (
     LingerEnded,
     StopOverdue,
 )
-from compute_node.actors.supervisor.state import NodeState, Phase, node_status, readiness
-from compute_node.actors.supervisor.turn import Moment
+from compute_node.actors.supervisor.state import Cause, NodeState, Phase, node_status, readiness
+from compute_node.actors.supervisor.turn import Decision, Moment
 from compute_node.messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
-from compute_node.messages.base import Message, Request
+from compute_node.messages.base import Message, Request, decode, encode
 from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
 from compute_node.messages.lifecycle import (
     ActorFailed,
@@ -91,6 +94,45 @@ M = TypeVar("M", bound=Message)
 FAST, IMMEDIATE = ShutdownMode.FAST, ShutdownMode.IMMEDIATE
 
 
+HEARERS: dict[str, tuple[type[Message], ...]] = {
+    POSTGRES: (
+        InspectPgdata,
+        CheckConfiguration,
+        PreparePgdata,
+        StartPostgres,
+        InstallConfiguration,
+        StopPostgres,
+    ),
+    CONFIGURATOR: (MakeReady, ApplySpec, CancelApply),
+    MONITOR: (StartMonitoring, StopMonitoring),
+    HTTP: (StartServing, StopServing),
+}
+LEVELS = {logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR}
+
+
+def assert_well_formed(decision: Decision) -> None:
+    """Check what holds for every decision: all values are of their types, and who is told understands it."""
+    assert decode(NodeState, encode(decision.state)) == decision.state
+    for effect in decision.effects:
+        match effect:
+            case Tell(to, message):
+                assert type(message) in HEARERS[to]
+                assert decode(type(message), encode(message)) == message
+            case Publish(message) | After(_, message) | Answer(_, message):
+                assert decode(type(message), encode(message)) == message
+            case Never(kind):
+                assert issubclass(kind, Message)
+            case Log(level, text):
+                assert level in LEVELS
+                assert text
+            case DumpJournal(level):
+                assert level in LEVELS
+            case ReadConfiguration(waiters):
+                assert all(isinstance(waiter, int) for waiter in waiters)
+        if isinstance(effect, After):
+            assert effect.delay_s > 0
+
+
 class Life:
     """One node's life: hears messages, remembers what was told, answered and promised."""
 
@@ -111,6 +153,7 @@ class Life:
                 self._waiters += 1
                 waiter = self._waiters
             decision = decide(self.state, message, Moment(self.now_s, 1_000_000.0 + self.now_s), waiter)
+            assert_well_formed(decision)
             self.state = decision.state
             self._remember(decision.effects)
         return self._waiters
@@ -789,3 +832,339 @@ def test_every_message_that_is_decided_is_handled_in_every_phase_without_an_exce
     for make in makers:
         for message in samples.values():
             make().hear(message)
+
+
+# --- What each end leaves, in full -------------------------------------------------------------------------
+
+
+def test_a_start_tells_everybody_the_same_operation_and_spec_and_takes_the_times_of_its_stages() -> None:
+    life = booted()
+    life.now_s += 3
+    life.hear(Configure(with_role("a", operation_uuid="u")))
+    life.hear(ConfigurationAccepted(1, ("careful",)))
+    assert Log(logging.WARNING, "careful") in life.effects
+    assert (life.state.began_s, life.state.began_wall_s) == (103.0, 1_000_103.0)
+    assert life.last(PreparePgdata) == PreparePgdata(1, with_role("a", operation_uuid="u"))
+    life.now_s += 1
+    life.hear(PgdataPrepared(1, kept=False, took_ms=70))
+    assert life.last(StartPostgres) == StartPostgres(1, with_role("a", operation_uuid="u"))
+    life.now_s += 1
+    life.hear(PostgresReady(1, 42, 90))
+    life.now_s += 1
+    life.hear(SpecApplied(1, 4, 20))
+    times = life.state.startup
+    assert (times.wait_for_spec_ms, times.basebackup_ms, times.start_postgres_ms) == (3000, 70, 90)
+    assert (times.config_ms, times.total_startup_ms) == (1000, 3000)
+
+
+def test_a_reconfiguration_hands_on_what_awaits_a_restart_and_names_its_operation() -> None:
+    life = running()
+    wanted = with_role("a", operation_uuid="u-7")
+    waiter = life.hear(Configure(wanted))
+    life.hear(ConfigurationAccepted(2))
+    assert life.told[-1] == (POSTGRES, InstallConfiguration(2, wanted))
+    life.hear(ConfigurationInstalled(2, ("shared_buffers", "wal_level")))
+    assert any(
+        "shared_buffers, wal_level" in effect.text for effect in life.effects if isinstance(effect, Log)
+    )
+    life.hear(SpecApplied(2, 1, 1))
+    assert life.answers[waiter].pending_restart == ("shared_buffers", "wal_level")
+    assert any(effect.text.endswith("operation u-7") for effect in life.effects if isinstance(effect, Log))
+
+
+def test_an_unexpected_failure_is_dumped_with_the_log_and_a_bad_spec_only_for_debugging() -> None:
+    life = running()
+    life.hear(ActorFailed("configurator", "boom"))
+    assert DumpJournal(logging.INFO) in life.effects
+    life.hear(ActorFailed("activity_monitor", "boom too"))
+    assert not any(isinstance(effect, DumpJournal) for effect in life.effects), "once"
+    life = booted(a_spec())
+    life.hear(ConfigurationRefused(1, "no such setting"))
+    assert DumpJournal(logging.DEBUG) in life.effects
+    life = Life()
+    life.hear(Boot(None), PgdataInspected(PgdataKind.ABSENT), ServingFailed("taken"))
+    assert DumpJournal(logging.DEBUG) in life.effects
+
+
+def test_a_change_of_status_tells_where_from_and_why() -> None:
+    life = running()
+    life.hear(PostgresExited("killed by SIGKILL"))
+    error = "Postgres ended although nobody asked it to: killed by SIGKILL"
+    assert Publish(StatusChanged(Status.RUNNING, Status.FAILED, error)) in life.effects
+
+
+def test_a_dead_actor_ends_the_node_as_a_fast_termination_would() -> None:
+    life = running()
+    life.hear(ActorFailed("configurator", "boom"))
+    assert life.state.ending is not None
+    assert (life.state.ending.cause, life.state.ending.immediate) == (Cause.FAILURE, False)
+    assert life.status() is Status.TERMINATION_PENDING_FAST
+    waiter = life.hear(Terminate(FAST))
+    life.hear(PostgresStopped(StopRung.FAST))
+    assert life.answers[waiter] == Terminated(lsn=None)
+    assert (life.status(), life.reminder(LingerEnded)) == (Status.FAILED, 5)
+    assert life.state.error == "the actor configurator died: boom"
+
+
+def test_a_dead_actor_and_an_immediate_termination_do_not_linger() -> None:
+    life = running()
+    life.hear(ActorFailed("configurator", "boom"), Terminate(IMMEDIATE), PostgresStopped(StopRung.FAST))
+    assert life.state.phase is Phase.CLOSING
+
+
+@pytest.mark.parametrize(("actor", "over"), [("http_facade", True), ("activity_monitor", False)])
+def test_an_actor_that_dies_while_the_node_lingers_ends_it(actor: str, *, over: bool) -> None:
+    life = running()
+    life.hear(PostgresExited("it fell"))
+    assert life.state.phase is Phase.LINGERING
+    life.hear(ActorFailed(actor, "boom"))
+    assert life.state.phase is (Phase.OVER if over else Phase.CLOSING)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_dead_actor_gives_a_configuration_up_and_tells_its_waiter_why(*, queued: bool) -> None:
+    life, waiter = reconfiguring()
+    if queued:
+        life.hear(Terminate(FAST))
+        assert life.status() is Status.CONFIGURATION
+    life.hear(ActorFailed("activity_monitor", "boom"))
+    assert life.answers[waiter] == ConfigureFailed("the actor activity_monitor died: boom")
+    assert (CONFIGURATOR, CancelApply(2)) in life.told
+    assert life.status() is Status.TERMINATION_PENDING_FAST
+
+
+def test_a_start_is_not_broken_off_by_an_actors_death_but_by_the_stop_that_follows() -> None:
+    life = booted(a_spec())
+    life.hear(ActorFailed("activity_monitor", "boom"))
+    assert not life.has_told(CancelApply)
+    assert life.has_told(StopPostgres)
+
+
+def test_signals_are_counted_and_the_second_leaves_postgres_what_is_left_of_the_budget() -> None:
+    life = running()
+    life.hear(SignalReceived("SIGTERM"))
+    assert life.state.ending is not None
+    assert (life.state.ending.cause, life.state.ending.signals) == (Cause.SIGNAL, 1)
+    assert (life.state.ending.immediate, life.state.ending.deadline_s) == (False, 125.0)
+    assert life.last(StopPostgres) == StopPostgres(budget_s=22.0, hurry=False)
+    life.now_s += 10
+    life.hear(SignalReceived("SIGTERM"))
+    assert life.last(StopPostgres) == StopPostgres(budget_s=15.0, hurry=True)
+    assert life.state.ending.signals == 2
+    life.now_s += 14.75
+    life.hear(SignalReceived("SIGTERM"))
+    assert life.last(StopPostgres).budget_s == 0.5
+    assert life.state.ending.signals == 3
+
+
+def test_a_signal_during_a_termination_is_the_first_one_and_hurries_nobody() -> None:
+    life = running()
+    life.hear(Terminate(FAST), SignalReceived("SIGTERM"))
+    assert life.state.ending is not None
+    assert (life.state.ending.cause, life.state.ending.signals) == (Cause.SIGNAL, 1)
+    assert not life.last(StopPostgres).hurry
+
+
+def test_a_signal_while_the_servers_close_changes_nothing() -> None:
+    life = running()
+    life.hear(SignalReceived("SIGTERM"), PostgresStopped(StopRung.FAST))
+    assert life.state.phase is Phase.CLOSING
+    before = life.state
+    life.hear(SignalReceived("SIGTERM"))
+    assert life.state == before
+
+
+def test_what_a_configuration_is_told_that_a_termination_broke_off() -> None:
+    life, waiter = reconfiguring()
+    life.hear(Terminate(FAST), ConfigurationGraceEnded())
+    assert life.answers[waiter] == ConfigureFailed(
+        "the configuration was broken off: the node is terminating"
+    )
+    assert life.told[-3:] == [
+        (CONFIGURATOR, CancelApply(2)),
+        (MONITOR, StopMonitoring()),
+        (POSTGRES, StopPostgres(budget_s=22.0)),
+    ]
+    assert Never(ConfigurationGraceEnded) in life.effects
+    assert life.state.ending is not None
+    assert life.state.ending.queued is False
+
+
+@pytest.mark.parametrize(("late_s", "budget_s"), [(5.0, 20.0 * 0.88), (24.5, 0.88)])
+def test_a_termination_that_has_waited_gives_postgres_what_is_left(late_s: float, budget_s: float) -> None:
+    life, _ = reconfiguring()
+    life.hear(Terminate(FAST))
+    life.now_s += late_s
+    life.hear(ConfigurationGraceEnded())
+    assert life.last(StopPostgres).budget_s == pytest.approx(budget_s)
+
+
+def test_a_stop_never_gets_less_than_half_a_second() -> None:
+    life = running(stop_timeout_s=0.1)
+    life.hear(Terminate(FAST))
+    assert life.last(StopPostgres).budget_s == 0.5
+    assert life.reminder(StopOverdue) == 1.5
+
+
+def test_an_immediate_termination_during_a_configuration_is_remembered() -> None:
+    life, _ = reconfiguring()
+    life.hear(Terminate(FAST), Terminate(IMMEDIATE))
+    assert life.status() is Status.CONFIGURATION
+    life.hear(ConfigurationGraceEnded())
+    assert life.statuses[-2:] == [Status.RUNNING, Status.TERMINATION_PENDING_IMMEDIATE]
+
+
+@pytest.mark.parametrize("mode", [FAST, IMMEDIATE])
+def test_a_request_that_is_still_in_preflight_is_refused_in_the_words_of_the_termination(
+    mode: ShutdownMode,
+) -> None:
+    life = running()
+    waiter = life.hear(Configure(with_role("a")))
+    life.hear(Terminate(mode))
+    refused = f"invalid compute status: termination-pending-{mode.value}"
+    assert life.answers[waiter] == ConfigureRefused(refused, bad_spec=False)
+
+
+@pytest.mark.parametrize("error", [None, "no such setting"])
+def test_a_start_that_a_termination_cancels_tells_its_own_error_or_the_termination(error: str | None) -> None:
+    life = booted()
+    waiter = life.hear(Configure(a_spec()))
+    life.hear(ConfigurationAccepted(1))
+    if error is not None:
+        life.hear(PgdataFailed(1, error))
+    life.hear(Terminate(FAST))
+    told = error or "the start was cancelled: the node is terminating"
+    assert life.answers[waiter] == ConfigureFailed(told)
+
+
+def test_a_start_that_failed_tells_its_waiter_and_the_control_plane_how_long_it_may_ask() -> None:
+    life = booted()
+    waiter = life.hear(Configure(a_spec()))
+    life.hear(ConfigurationAccepted(1), PgdataFailed(1, "disk full"), PostgresStopped(StopRung.NOT_RUNNING))
+    assert life.answers[waiter] == ConfigureFailed("disk full")
+    assert Never(StopOverdue) in life.effects
+    told = "giving control plane 30s to collect the error before shutdown"
+    assert Log(logging.INFO, told) in life.effects
+
+
+def test_a_stopped_postgres_is_down_and_raises_nothing_any_more() -> None:
+    life = running()
+    life.hear(ConditionRaised(Condition.POSTGRES_FROZEN, "no answer"), Terminate(FAST))
+    life.hear(PostgresStopped(StopRung.FAST))
+    assert (life.state.postgres_up, life.state.raised, life.state.tidied) == (False, (), True)
+    assert life.state.ending is not None
+    assert life.state.ending.waiters == ()
+
+
+def test_a_killed_postgres_is_the_reason_of_the_exit() -> None:
+    life = running()
+    waiter = life.hear(AwaitExit())
+    life.hear(SignalReceived("SIGTERM"), PostgresStopped(StopRung.KILL), ServingStopped())
+    assert life.answers[waiter] == ExitReport(1, "Postgres had to be killed")
+    assert Never(ClosingOverdue) in life.effects
+
+
+def test_a_stop_that_nobody_asked_for_is_noted_and_changes_no_status() -> None:
+    life = running()
+    life.hear(PostgresStopped(StopRung.FAST))
+    assert life.status() is Status.RUNNING
+    assert any(isinstance(effect, Log) and effect.level == logging.WARNING for effect in life.effects)
+
+
+def test_a_stop_that_is_never_reported_is_the_reason_of_the_exit() -> None:
+    life = running()
+    waiter = life.hear(AwaitExit())
+    ending = life.hear(Terminate(FAST))
+    life.hear(StopOverdue())
+    reason = "Postgres was not reported stopped within the stop budget"
+    assert life.answers[waiter] == ExitReport(1, reason)
+    assert life.answers[ending] == Terminated(lsn=None)
+    assert (life.state.phase, life.state.exit_waiters) == (Phase.OVER, ())
+    asked_late = life.hear(AwaitExit())
+    assert life.answers[asked_late] == ExitReport(1, reason)
+
+
+def test_the_end_of_the_process_answers_a_configuration_with_the_reason() -> None:
+    life, waiter = reconfiguring()
+    life.hear(ActorFailed("postgres_process", "boom"))
+    assert life.answers[waiter] == ConfigureFailed("the actor postgres_process died: boom")
+    life = running()
+    life.hear(Configure(with_role("a")))
+    refused = life.hear(Configure(with_role("b")))
+    assert life.answers[refused] == ConfigureRefused(
+        "invalid compute status: configuration-pending", bad_spec=False
+    )
+
+
+def test_a_lost_postgres_leaves_nothing_under_way() -> None:
+    life, waiter = reconfiguring()
+    life.hear(ConditionRaised(Condition.DISK_FULL), Terminate(FAST))
+    life.hear(PostgresExited("it fell"))
+    assert (life.state.postgres_up, life.state.raised, life.state.ending) == (False, (), None)
+    assert Never(ConfigurationGraceEnded) in life.effects
+    assert (CONFIGURATOR, CancelApply(2)) in life.told
+    assert (MONITOR, StopMonitoring()) in life.told
+    assert life.answers[waiter] == ConfigureFailed("Postgres ended although nobody asked it to: it fell")
+    assert life.reminder(LingerEnded) == 5
+
+
+def test_a_postgres_that_is_lost_while_a_signal_waits_for_a_configuration_ends_the_node_at_once() -> None:
+    life, _ = reconfiguring()
+    life.hear(SignalReceived("SIGTERM"), PostgresExited("it fell"))
+    assert life.state.phase is Phase.CLOSING
+    assert life.told[-1] == (HTTP, StopServing(1.0))
+    assert life.reminder(ClosingOverdue) == 2.0
+
+
+def test_a_postgres_that_ends_while_its_failed_start_is_being_stopped_is_waited_for() -> None:
+    life = booted(a_spec())
+    life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=1))
+    life.hear(PostgresReady(1, 42, 1), ApplyFailed(1, "no"), PostgresExited("it fell"))
+    assert life.status() is Status.INIT, "PostgresStopped follows"
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
+    assert life.status() is Status.FAILED
+
+
+def test_a_lingering_that_a_termination_ends_is_forgotten() -> None:
+    life = running()
+    life.hear(PostgresExited("it fell"), Terminate(IMMEDIATE))
+    assert Never(LingerEnded) in life.effects
+    assert life.state.phase is Phase.UP
+    assert life.statuses[-1] is Status.TERMINATION_PENDING_IMMEDIATE
+
+
+def test_a_condition_that_is_raised_again_replaces_its_detail_and_leaves_the_others() -> None:
+    life = running()
+    life.hear(ConditionRaised(Condition.DISK_FULL, "wal"), ConditionRaised(Condition.POSTGRES_FROZEN, "1 s"))
+    life.hear(ConditionRaised(Condition.POSTGRES_FROZEN, "2 s"))
+    assert [(report.condition, report.detail) for report in life.state.raised] == [
+        (Condition.DISK_FULL, "wal"),
+        (Condition.POSTGRES_FROZEN, "2 s"),
+    ]
+
+
+def test_a_refused_folder_is_the_error_that_is_shown() -> None:
+    life = Life()
+    life.hear(Boot(a_spec()), PgdataRefused("it is not ours", 75))
+    assert life.state.error == "it is not ours"
+
+
+def test_a_server_that_cannot_be_bound_ends_the_node_by_failure_and_at_once() -> None:
+    life = Life()
+    life.hear(Boot(a_spec()), PgdataInspected(PgdataKind.ABSENT), ServingFailed("taken"))
+    assert life.state.ending is not None
+    assert (life.state.ending.cause, life.state.ending.immediate) == (Cause.FAILURE, True)
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
+    assert life.state.phase is Phase.CLOSING
+
+
+def test_the_outcome_of_another_operation_is_ignored_in_the_right_step_too() -> None:
+    life = booted(a_spec())
+    life.hear(ConfigurationAccepted(7), PgdataPrepared(1, kept=False, took_ms=1))
+    assert not life.has_told(StartPostgres)
+
+
+def test_what_cannot_happen_is_noted_and_what_is_refused_or_queued_is_not() -> None:
+    life, _ = reconfiguring()
+    life.hear(Terminate(FAST))
+    assert not any(isinstance(effect, Log) and "ignored" in effect.text for effect in life.effects)
