@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet
 JOBS ?= 2
 
-.PHONY: run test matrix schemathesis bench lint format types check lock clean
+.PHONY: run test matrix schemathesis bench lint format types check mutation lock clean
 
 run: $(VENV)/.run
 	@$(BIN)/compute-node demo $(ARGS)
@@ -36,6 +36,11 @@ check: lint types test
 # About seven minutes, as root on a quiet machine; BENCH_ROUNDS=7 or ARGS="life kit" take less.
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/everything.py $(ARGS)
+
+# ARGS: which of the slices (lifecycle, planner, kit), --children N, --list. See docs/mutation.md.
+mutation: $(VENV)/.dev
+	@$(PIP) 'mutmut>=3.8,<4'
+	$(BIN)/python .ci/mutation $(ARGS)
 
 # Written anew from the lower bounds in pyproject.toml; run it to take newer versions.
 lock:
