@@ -342,7 +342,7 @@ def test_a_full_pipe_blocks_nobody_and_lost_lines_are_counted(pipe: Pipe) -> Non
         reader.join(10)
 
     lines = bytes(seen)[stuck:].splitlines()
-    assert took < 1.0
+    assert took < 30  # a call that waits for the pipe would wait for ever
     assert not flushed
     assert dropped == sum(lost) > 1000
     announced = [line for line in lines if b" log lines were lost: " in line]
