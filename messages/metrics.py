@@ -76,6 +76,10 @@ UNKNOWN_FIELDS: Final = _counter(
 APPLIED_STATEMENTS: Final = _counter(
     "compute_node_applied_statements_total", "SQL statements run to bring the catalog to the spec."
 )
+DRIFTED_COLLATIONS: Final = _gauge(
+    "compute_node_drifted_collations",
+    "Databases made with another version of their collation than the machine's.",
+)
 STOP_RUNGS: Final = _counter(
     "compute_node_postgres_stops_total", "Stops of Postgres, by the rung they reached.", "rung"
 )

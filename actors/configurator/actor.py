@@ -9,7 +9,7 @@ from typing_extensions import override
 from ...messages.base import Message
 from ...messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
 from ...messages.failpoints import FailpointError
-from ...messages.metrics import APPLIED_STATEMENTS
+from ...messages.metrics import APPLIED_STATEMENTS, DRIFTED_COLLATIONS
 from ...messages.settings import NodeSettings
 from ...messages.spec import Mode
 from ..kit.actor import Actor, Ref
@@ -26,6 +26,8 @@ class Applied(Message, frozen=True):
     statements: int = 0
     seen: frozenset[int] = frozenset()
     errors: tuple[str, ...] = ()
+    drifted: int | None = None
+    """Databases with another collation version; None when nobody looked."""
 
 
 Heard: TypeAlias = MakeReady | ApplySpec | CancelApply | Applied
@@ -88,6 +90,8 @@ class Configurator(Actor[Heard]):
         took_ms = 0 if running is None else round((self.clock.now() - running.began_s) * 1000)
         self._seen = outcome.seen
         self.metrics.add(APPLIED_STATEMENTS, outcome.statements)
+        if outcome.drifted is not None:
+            self.metrics.set(DRIFTED_COLLATIONS, outcome.drifted)
         if outcome.errors:
             error = "cannot apply the spec: " + " | ".join(outcome.errors)
             log.error("%s", error)
@@ -101,7 +105,7 @@ def _work(
     administration: Administration, order: Order, operation: int, cancellation: Cancellation
 ) -> Applied:
     report = administration.apply(order, cancellation)
-    return Applied(operation, report.statements, report.seen, report.errors)
+    return Applied(operation, report.statements, report.seen, report.errors, report.drifted)
 
 
 def _failed(operation: int, error: Exception) -> Applied:

@@ -8,7 +8,7 @@ from ...messages.failpoints import Failpoint
 from ..kit.jobs import Cancellation
 from . import operations as op
 from .desired import Context, departing_names
-from .model import DatabaseFacts
+from .model import CollationDrift, DatabaseFacts
 from .phases import Maintenance, Plan, Step, Visit, plan, plan_visit
 from .port import Order, Report
 from .session import Failure, Session
@@ -31,7 +31,9 @@ async def apply(session: Session, order: Order, cancellation: Cancellation) -> R
     planned = plan(catalog, order.spec, context)
     for warning in planned.warnings:
         log.warning("applying the spec: %s", warning)
-    progress = _Progress(planned, context)
+    for drift in catalog.drift:
+        log.warning("%s", _describe(drift))
+    progress = _Progress(planned, context, len(catalog.drift))
     for step in planned.steps:
         if failures := await progress.take(step, session):
             return progress.report((_summary(step, failures),))
@@ -43,8 +45,9 @@ async def apply(session: Session, order: Order, cancellation: Cancellation) -> R
 class _Progress:
     """What was done so far."""
 
-    def __init__(self, planned: Plan, context: Context) -> None:
+    def __init__(self, planned: Plan, context: Context, drifted: int) -> None:
         self._plan = planned
+        self._drifted = drifted
         self._context = context
         self._statements = 0
         self._visited = 0
@@ -74,7 +77,18 @@ class _Progress:
     def report(self, errors: tuple[str, ...]) -> Report:
         """Say how it ended; what the planner refused is an error, too."""
         refused = tuple(refusal.describe() for refusal in self._plan.refusals)
-        return Report(self._statements, self._visited, frozenset(self._seen), (*errors, *refused))
+        return Report(
+            self._statements, self._visited, frozenset(self._seen), (*errors, *refused), self._drifted
+        )
+
+
+def _describe(drift: CollationDrift) -> str:
+    name = op.database_named(drift.database)
+    return (
+        f"{name} was made with version {drift.made_with or 'none'} of its collation, and this machine has "
+        f"{drift.actual or 'none'}: indexes on text may be out of order; rebuild them (REINDEX DATABASE), then "
+        "ALTER DATABASE ... REFRESH COLLATION VERSION"
+    )
 
 
 def _announce(step: Maintenance) -> None:

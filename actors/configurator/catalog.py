@@ -11,7 +11,7 @@ import msgspec
 
 from ...messages.secret import Secret
 from . import operations as op
-from .model import SHARED, Catalog, DatabaseFacts, DatabaseState, Holdings, RoleState
+from .model import SHARED, Catalog, CollationDrift, DatabaseFacts, DatabaseState, Holdings, RoleState
 from .phases import NEON_SCHEMA, Visit
 
 Row: TypeAlias = Sequence[bytes | None]
@@ -114,6 +114,18 @@ WHERE x.grantor <> x.owner
 """
 
 
+_DRIFTED: Final = b"""
+SELECT d.datname, d.datcollversion, pg_catalog.pg_database_collation_actual_version(d.oid)
+FROM pg_catalog.pg_database d
+WHERE d.datallowconn
+  AND d.datcollversion IS DISTINCT FROM pg_catalog.pg_database_collation_actual_version(d.oid)
+ORDER BY d.oid
+"""
+COLLATION_VERSIONS_SINCE: Final = 150000
+"""Before, Postgres does not remember with which version a database was made."""
+DRIFT_QUESTION: Final[Question] = (_DRIFTED, ())
+
+
 def snapshot_questions(departing: Iterable[str]) -> tuple[Question, ...]:
     """Return what to ask the maintenance database; the last question only if a role may depart."""
     names = sorted(departing)
@@ -149,6 +161,15 @@ def read_snapshot(answers: Sequence[Sequence[Row]]) -> tuple[Session, Catalog]:
     )
     schemas = frozenset({NEON_SCHEMA} if _truth(has_neon) else ())
     return session, Catalog(_number(server_version), roles, databases, schemas, dependents)
+
+
+def read_drift(rows: Sequence[Row]) -> tuple[CollationDrift, ...]:
+    """Understand the answer to `DRIFT_QUESTION`."""
+    return tuple(
+        CollationDrift(_text(name), _text(made_with), _text(actual))
+        for name, made_with, actual in rows
+        if _readable(name, made_with, actual)
+    )
 
 
 def visit_questions(visit: Visit, privileged_role: str) -> tuple[Question, ...]:

@@ -22,7 +22,17 @@ from ...postgres.connection import QUIET_OPTIONS, Target, connect, parse_connstr
 from ..kit.jobs import Cancellation
 from . import apply as application
 from . import operations as op
-from .catalog import Question, Row, read_facts, read_snapshot, snapshot_questions, visit_questions
+from .catalog import (
+    COLLATION_VERSIONS_SINCE,
+    DRIFT_QUESTION,
+    Question,
+    Row,
+    read_drift,
+    read_facts,
+    read_snapshot,
+    snapshot_questions,
+    visit_questions,
+)
 from .desired import BOOTSTRAP_SUPERUSER
 from .limits import visit_limit
 from .model import Catalog
@@ -118,10 +128,13 @@ class PostgresSession(Session):
         try:
             connection = await self._connect_or_bootstrap()
             answers = await _ask(connection, snapshot_questions(departing))
+            session, catalog = read_snapshot(answers)
+            if catalog.server_version >= COLLATION_VERSIONS_SINCE:
+                (drift,) = await _ask(connection, (DRIFT_QUESTION,))
+                catalog = msgspec.structs.replace(catalog, drift=read_drift(drift))
         except (Error, _StatementError) as error:
             msg = f"cannot read the catalog of the Postgres at {where} as {shown(self.administrator)}: {_line(error)}"
             raise AdministrationError(msg) from error
-        session, catalog = read_snapshot(answers)
         if session.user != self.administrator:
             msg = (
                 f"the connection acts as {shown(session.user)} instead of {shown(self.administrator)}: "

@@ -33,6 +33,14 @@ class DatabaseState(msgspec.Struct, frozen=True):
     """Nobody ever granted or revoked anything on it: so its own first grant is still to come."""
 
 
+class CollationDrift(msgspec.Struct, frozen=True):
+    """A database whose texts were sorted by another version of its collation than this machine's; "" is none."""
+
+    database: str
+    made_with: str
+    actual: str
+
+
 class Catalog(msgspec.Struct, frozen=True):
     """A snapshot of what all databases share, and of the maintenance database's schemas."""
 
@@ -46,6 +54,7 @@ class Catalog(msgspec.Struct, frozen=True):
 
     Only of roles that are to be dropped; ownership of databases is in `databases`.
     """
+    drift: tuple[CollationDrift, ...] = ()
 
 
 class Holdings(msgspec.Struct, frozen=True):

@@ -27,6 +27,8 @@ class Report(msgspec.Struct, frozen=True):
     seen: frozenset[int] = frozenset()
     """The databases that need no visit the next time, by oid."""
     errors: tuple[str, ...] = ()
+    drifted: int = 0
+    """Databases whose collation version is not this machine's."""
 
 
 class AdministrationError(Exception):

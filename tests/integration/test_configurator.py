@@ -397,6 +397,20 @@ def test_an_invalid_database_is_dropped_and_made_anew_if_it_is_listed(
     assert databases_of(postgres) == {"listed": "a"}
 
 
+def test_a_database_made_with_another_collation_version_is_told_and_counted(
+    binaries: Binaries, cluster: MakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    postgres = cluster(binaries)
+    wanted = spec([], [Database("old", "cloud_admin"), Database("fine", "cloud_admin")])
+    assert applied(postgres, wanted).drifted == 0
+    if binaries.major < 15:
+        return  # it does not remember the version
+    postgres.query("UPDATE pg_database SET datcollversion = '0.7' WHERE datname = 'old'")
+    assert applied(postgres, wanted).drifted == 1
+    (told,) = [record.getMessage() for record in caplog.records if "collation" in record.getMessage()]
+    assert 'database "old" was made with version 0.7 of its collation, and this machine has none' in told
+
+
 def test_a_template_with_a_session_is_dropped(binaries15: Binaries, cluster: MakeCluster) -> None:
     postgres = cluster(binaries15)
     postgres.query("CREATE DATABASE t IS_TEMPLATE true")

@@ -5,6 +5,7 @@ Generated from `Failpoint`: a new step without a way to reach it fails `test_eve
 
 import contextlib
 import os
+import random
 import signal
 from collections.abc import Iterator
 from enum import Enum
@@ -18,12 +19,14 @@ from compute_node.actors.postgres_process.pgdata import MARKER
 from compute_node.messages.failpoints import Failpoint
 from compute_node.postgres.binaries import Binaries
 
-from fix_matrix import Cell
+from fix_matrix import Cell, seed
 from fix_node import SMALL, MakeNode, Node, setting, spec
 from fix_postgres import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+APPLIED: Final = "compute_node_applied_statements_total"
+OWN_FILES: Final = frozenset({"pgdata", "pgdata.lock", "config.json", "key.pem", "stderr"})
 END_S: Final = 60.0
 """How long a node may take to end, or to run again, after somebody was killed."""
 
@@ -274,7 +277,7 @@ class Life:
         assert postgres_in(node.pgdata) == []
         assert snapshot(self.foreign) == self.before, "files of others, after the next life"
         left = {path.name for path in node.folder.iterdir()} - {path.name for path in self.foreign}
-        assert left <= {"pgdata", "pgdata.lock", "config.json", "key.pem", "stderr"}
+        assert left <= OWN_FILES
 
     def judge_catalog(self) -> None:
         owners = (
@@ -287,9 +290,135 @@ class Life:
 
     def judge_second_application(self) -> None:
         """Apply the same spec again: no statement."""
-        before = self.node.metric("compute_node_applied_statements_total")
+        before = self.node.metric(APPLIED)
         assert self.node.configure(WANTED).status == 200
-        assert self.node.metric("compute_node_applied_statements_total") == before
+        assert self.node.metric(APPLIED) == before
+
+
+# --- Between two statements --------------------------------------------------------------------------------
+
+STATEMENTS: Final = 24
+"""More than the sample spec takes; a cut beyond the last one is none, and says so."""
+
+
+@pytest.mark.matrix("cut-matrix", sample=1)
+@pytest.mark.parametrize("way", [Way.FIRST, Way.CONFIGURE], ids=lambda way: way.value)
+@pytest.mark.parametrize("cut", range(STATEMENTS))
+def test_cut_between_two_statements_and_started_again_the_catalog_is_as_without_the_cut(
+    make_node: MakeNode, binaries15: Binaries, cell: Cell, cut: int, way: Way
+) -> None:
+    whole = make_node(binaries15, "--dev")
+    node = make_node(binaries15, "--dev")
+    for one in (whole, node):
+        if way is Way.CONFIGURE:
+            one.run(BEFORE)
+    if way is Way.CONFIGURE:
+        assert whole.configure(WANTED).status == 200
+    else:
+        whole.run(WANTED)
+    expected = catalog(whole)
+    assert whole.stop() == 0, whole.log
+
+    actions = f"{cut}*print->exit(137)"
+    node.write_config(WANTED)
+    if way is Way.CONFIGURE:
+        node.set_failpoint(Failpoint.APPLY_STATEMENT, actions)
+        node.send_signal(signal.SIGHUP)
+    else:
+        node.start(failpoints={Failpoint.APPLY_STATEMENT: actions})
+    done = "the spec is applied"
+    wait_until(
+        lambda: node.ended() or node.log[node.log_begins_at :].count(done) > (way is Way.CONFIGURE),
+        "the cut",
+        END_S,
+    )
+    if node.ended():
+        assert node.wait() == 137
+        cell.say(f"after {cut}", way.value, "the same catalog")
+    else:
+        assert node.stop() == 0, node.log
+        cell.say(f"after {cut}", way.value, "there are not so many")
+    node.run(WANTED)
+    assert catalog(node) == expected
+    before = node.metric(APPLIED)
+    assert node.configure(WANTED).status == 200
+    assert node.metric(APPLIED) == before
+    assert node.stop() == 0, node.log
+
+
+CATALOG: Final = (
+    "select rolname, rolsuper, rolcanlogin, rolcreatedb, rolcreaterole, rolpassword from pg_authid order by 1",
+    "select roleid::regrole::text, member::regrole::text from pg_auth_members order by 1, 2",
+    "select datname, pg_get_userbyid(datdba), datacl::text, datconnlimit from pg_database order by 1",
+)
+IN_EACH: Final = (
+    "select nspname, pg_get_userbyid(nspowner), nspacl::text from pg_namespace where nspname !~ '^pg_' order by 1",
+    "select defaclobjtype, defaclacl::text from pg_default_acl order by 1, 2",
+)
+
+
+def catalog(node: Node) -> list[list[Any]]:
+    """Return all that an application of a spec may change."""
+    return [node.query(question) for question in CATALOG] + [
+        node.query(question, dbname=dbname) for dbname in ("postgres", "app", "kept") for question in IN_EACH
+    ]
+
+
+# --- While initdb runs -------------------------------------------------------------------------------------
+
+MOMENTS: Final = 30
+
+
+@pytest.mark.matrix("initdb-matrix", sample=1)
+@pytest.mark.parametrize("victim", [Victim.US, Victim.INITDB], ids=lambda victim: victim.value)
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_killed_at_any_moment_of_initdb_the_next_start_serves_a_complete_cluster(
+    make_node: MakeNode, binaries15: Binaries, cell: Cell, moment: int, victim: Victim
+) -> None:
+    """The moment is when so many files are there, which is the same on a slow machine; `random` is seeded."""
+    files = random.Random(f"{seed()} {moment}").randrange(1, FILES)  # noqa: S311 - a moment that can be taken again
+    node = make_node(binaries15, "--dev")
+    built = Path(f"{node.pgdata}.building/data")
+    node.write_config(WANTED)
+    node.start()
+    assert node.process is not None
+    us = psutil.Process(node.process.pid)
+
+    def reached() -> bool:
+        return count_files(built) >= files or node.pgdata.exists()
+
+    wait_until(reached, f"{files} files", END_S)
+    initdbs = [child for child in us.children() if runs(child, "initdb")]
+    outcome = "too late"
+    if victim is Victim.US:
+        node.process.kill()
+        node.wait()
+        assert not (node.pgdata.exists() and not (node.pgdata / MARKER).exists())
+        outcome = "rebuilt" if not node.pgdata.exists() else "kept"
+    elif initdbs:
+        murder(initdbs[0])
+        assert node.wait() == 1, node.log
+        assert "no new cluster could be made: initdb ended with -9" in node.log
+        assert not node.pgdata.exists()
+        assert not built.parent.exists(), "nothing is left of the attempt"
+        outcome = "failed, then rebuilt"
+    else:
+        node.await_status("running")
+        assert node.stop() == 0, node.log
+    node.run(WANTED)
+    assert (node.pgdata / MARKER).exists()
+    assert node.query("select count(*) > 0 from pg_class") == [(True,)]
+    assert node.stop() == 0, node.log
+    assert {path.name for path in node.folder.iterdir()} <= OWN_FILES
+    cell.say(f"{files} files", victim.value, outcome)
+
+
+FILES: Final = 960
+"""How many initdb makes, roughly."""
+
+
+def count_files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
 
 
 # --- Looking around ----------------------------------------------------------------------------------------
