@@ -1,6 +1,7 @@
 """The PostgresProcess with real folders and real Postgres."""
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from compute_node.actors.postgres_process.lock import FolderLock
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
-from compute_node.messages.lifecycle import Condition, ConditionCleared, ConditionRaised
+from compute_node.messages.lifecycle import EXIT_FAILED, Condition, ConditionCleared, ConditionRaised
 from compute_node.messages.postgres import (
     ConfigurationAccepted,
     ConfigurationInstalled,
@@ -557,6 +558,66 @@ def test_a_mount_point_is_filled_kept_rebuilt_and_never_renamed(
     third.stop()
     third.abandon()
     assert not {".building", ".old", ".placing"} & {path.name for path in mount_point.iterdir()}
+
+
+def test_a_volume_that_vanishes_while_it_runs_is_told_and_nothing_is_written_in_its_place(
+    mount_point: Path, binaries15: Binaries, make_process: MakeProcess
+) -> None:
+    process = make_process(binaries15)
+    process.start()
+    subprocess.run(["/bin/umount", "--lazy", mount_point], check=True)
+    try:
+        assert list(mount_point.iterdir()) == []
+        refused = process.check(fast_spec(text("work_mem", "5MB")))
+        assert isinstance(refused, ConfigurationAccepted), "a check writes nothing and needs nothing of it"
+        failed = process.install(fast_spec(text("work_mem", "5MB")))
+        assert isinstance(failed, ConfigurationInstallFailed)
+        assert "postgresql.conf" in failed.error
+        process.stop()
+        assert list(mount_point.iterdir()) == []
+    finally:  # what the fixture undoes
+        subprocess.run(["/bin/mount", "-t", "tmpfs", "tmpfs", mount_point], check=True)
+
+
+@pytest.mark.parametrize("look", ["lstat", "iterdir"])
+def test_a_folder_that_cannot_be_read_is_unknown_and_never_taken_for_empty(
+    look: str, binaries15: Binaries, make_process: MakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = make_process(binaries15, made=True, fresh=True)
+    before = snapshot(process.pgdata)
+    normal = getattr(Path, look)
+
+    def broken(path: Path) -> Any:
+        if path == process.pgdata:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return normal(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, look, broken)
+        refused = process.inspect()
+    assert refused == PgdataRefused(
+        f"PGDATA cannot be looked at: {process.pgdata}: Input/output error", EXIT_FAILED
+    )
+    assert snapshot(process.pgdata) == before
+    assert {path.name for path in process.pgdata.parent.iterdir()} == {"pgdata", "pgdata.lock"}
+
+
+def test_links_that_lead_out_of_a_folder_of_ours_are_not_followed_when_it_is_rebuilt(
+    binaries15: Binaries, make_process: MakeProcess, account: Account | None, postgres_folder: Path
+) -> None:
+    process = make_process(binaries15, made=True, fresh=True)
+    outside = postgres_folder / "outside"
+    outside.mkdir()
+    (process.pgdata / "pg_wal").rename(outside / "wal")
+    (process.pgdata / "pg_wal").symlink_to(outside / "wal")
+    (outside / "space").mkdir()
+    (outside / "space" / "canary").write_text("precious")
+    (process.pgdata / "pg_tblspc" / "16400").symlink_to(outside / "space")
+    (process.pgdata / "base" / "link").symlink_to(outside)
+    before = snapshot(outside)
+    process.start()
+    assert not (process.pgdata / "pg_wal").is_symlink()
+    assert snapshot(outside) == before
 
 
 def test_a_cancelled_first_start_leaves_a_mount_point_empty(

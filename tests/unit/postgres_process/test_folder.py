@@ -22,6 +22,8 @@ from compute_node.actors.postgres_process.pgdata import (
 )
 from compute_node.messages.postgres import PgdataKind
 
+from doubles.power import ForgetfulDisk
+
 
 def a_seal(paths: Paths) -> Seal:
     return Seal(compute_id="me", path=paths.pgdata, major=15, source="initdb")
@@ -169,6 +171,68 @@ def test_after_a_crash_at_any_step_of_placing_there_is_the_old_data_or_the_new_n
             assert seen == {data_before, "new"}
             return
     pytest.fail("placing never came to its end")
+
+
+@pytest.mark.parametrize("data_before", ["old", None])
+def test_after_a_power_loss_at_any_step_of_placing_what_is_served_is_whole(
+    data_before: str | None, paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove_tree = shutil.rmtree
+    countdown = Countdown(monkeypatch)
+    disk = ForgetfulDisk(tmp_path, monkeypatch)
+    seen: set[str | None] = set()
+    for steps in range(100):
+        if data_before is not None:
+            a_cluster_at(paths.pgdata, paths, data_before)
+        build(paths, "new")
+        disk.sync_all()  # as the source has done
+        crashed = crashes_in(lambda: place(paths, Cancellation()), countdown, steps)
+        disk.lose_power(remove_tree)
+        for again in (0, 1, 1_000_000):
+            crashes_in(
+                lambda: recover(paths, recovery(look(paths), wish(paths)), Cancellation()), countdown, again
+            )
+            disk.lose_power(remove_tree)
+        found = content(paths) if kind(paths) is PgdataKind.OURS_COMPLETE else None
+        assert found in {data_before, "new"}, steps
+        if found is not None:
+            names = {entry.name for entry in Path(paths.pgdata).iterdir()}
+            assert names >= {TOKEN, MARKER, "PG_VERSION", "base", f"only_{found}"}, steps
+            assert f"only_{'new' if found == 'old' else 'old'}" not in names, steps
+        seen.add(found)
+        for leftover in tmp_path.iterdir():  # a deletion need not last: the next start deletes again
+            assert leftover.name in {"pgdata", "pgdata.building", "pgdata.old"}
+            remove_tree(leftover)
+        if paths.is_mount:
+            Path(paths.pgdata).mkdir()
+        disk.sync_all()
+        if not crashed:
+            assert seen == {data_before, "new"}
+            return
+    pytest.fail("placing never came to its end")
+
+
+@pytest.mark.parametrize("before", [b"good", None])
+def test_after_a_power_loss_while_it_is_written_a_file_is_the_old_one_or_the_new_one(
+    before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "postgresql.conf"
+    countdown, remove_tree = Countdown(monkeypatch), shutil.rmtree
+    disk = ForgetfulDisk(tmp_path, monkeypatch)
+    seen = set()
+    for steps in range(10):
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+        disk.sync_all()
+        crashed = crashes_in(lambda: write_file(str(path), b"better"), countdown, steps)
+        disk.lose_power(remove_tree)
+        seen.add(path.read_bytes() if path.exists() else None)
+        if not crashed:
+            assert path.read_bytes() == b"better"
+            assert seen == {before, b"better"}
+            return
+    pytest.fail("writing never came to its end")
 
 
 def test_deleting_never_follows_a_link(tmp_path: Path) -> None:
