@@ -176,3 +176,22 @@ def test_an_object_with_an_unusable_option_is_refused_and_the_others_are_not() -
     assert [role.name for role in wished.roles] == ["b"]
     assert [database.name for database in wished.databases] == ["d"]
     assert set(refused(wished)) == {'role "a"', 'database "c"'}
+
+
+def test_an_option_that_is_no_clause_is_named() -> None:
+    assert '"OWNER x; DROP"' in (unusable_option(GenericOption("OWNER x; DROP", "string")) or "")
+
+
+def test_a_refused_renaming_names_both_ends_and_a_refused_deletion_one() -> None:
+    wished = wish(
+        delta=(
+            DeltaOp("rename_role", "a", "pg_x"),
+            DeltaOp("delete_db", "postgres"),
+            DeltaOp("rename_db", "postgres", "y"),
+        )
+    )
+    assert set(refused(wished)) == {
+        'role "a" (to be renamed to "pg_x")',
+        'database "postgres"',
+        'database "postgres" (to be renamed to "y")',
+    }

@@ -362,3 +362,88 @@ def test_a_role_that_owns_nothing_has_nothing_reassigned() -> None:
     visit = Visit("x", "a", permissions=False, departing=("r",))
     facts = DatabaseFacts(holdings={"r": Holdings()})
     assert plan_visit(visit, facts, catalog(), CONTEXT) == (op.DropOwned("x", "r"),)
+
+
+def test_what_must_not_be_created_or_changed_is_refused_in_the_right_word() -> None:
+    known = catalog({"pg_there": RoleState()})
+    wanted = spec(roles=(Role("pg_new"), Role("pg_there", Secret(DIGEST))))
+    assert [refusal.describe() for refusal in planned(known, wanted).refusals] == [
+        'role "pg_new": it must not be created: Postgres reserves this name',
+        'role "pg_there": it must not be changed: Postgres reserves this name',
+    ]
+
+
+def test_a_change_that_is_not_due_does_not_hold_up_the_next_one() -> None:
+    known = catalog(databases={"b": database()})
+    wanted = spec(DeltaOp("delete_db", "a"), DeltaOp("delete_db", "b"))
+    assert planned(known, wanted).operations == (op.DropDatabase("b"),)
+
+
+def test_a_new_database_is_created_with_its_options() -> None:
+    options = (GenericOption("TEMPLATE", "enum", "template0"),)
+    wanted = spec(databases=(Database("d", "cloud_admin", options),))
+    assert op.CreateDatabase("d", "cloud_admin", options) in planned(catalog(), wanted).operations
+
+
+@pytest.mark.parametrize("name", ["postgres", "main"])
+def test_neither_postgres_nor_the_database_of_the_url_is_granted_on(name: str) -> None:
+    context = msgspec.structs.replace(CONTEXT, system_database="main")
+    known = catalog(databases={"main": DatabaseState("cloud_admin", oid=6)})
+    wanted = spec(databases=(Database(name, "cloud_admin"),))
+    assert not any(
+        isinstance(operation, op.GrantDatabase) for operation in planned(known, wanted, context).operations
+    )
+
+
+def test_the_schema_neon_is_made_where_it_is_missing() -> None:
+    known = msgspec.structs.replace(catalog(), schemas=frozenset())
+    assert planned(known, spec()).operations == (op.CreateSchema("neon"),)
+
+
+def test_a_database_without_connections_does_not_hide_the_ones_behind_it() -> None:
+    known = catalog(
+        {"gone": RoleState()},
+        {"closed": database(connectable=False), "open": database("b")},
+        frozenset({("closed", "gone"), ("open", "gone")}),
+    )
+    found = planned(known, spec(DeltaOp("delete_role", "gone")))
+    assert [(visit.database, visit.owner) for visit in found.visits] == [("open", "b")]
+    assert len(found.warnings) == 1
+
+
+def test_what_a_departing_role_owns_goes_to_the_administrator_in_the_system_database() -> None:
+    context = msgspec.structs.replace(CONTEXT, system_database="main")
+    known = catalog(
+        {"gone": RoleState(), "other": RoleState()},
+        {"main": database("somebody"), "d": database("b")},
+        frozenset({(SHARED, "gone"), ("d", "other")}),
+    )
+    wanted = spec(DeltaOp("delete_role", "gone"), DeltaOp("delete_role", "other"))
+    assert planned(known, wanted, context).visits == (
+        Visit("main", "cloud_admin", permissions=False, departing=("gone", "other"), shared=True),
+        Visit("d", "b", permissions=False, departing=("other",)),
+    )
+
+
+def test_a_visit_releases_every_departing_role_and_then_puts_the_permissions_right() -> None:
+    visit = Visit("d", "o", permissions=True, departing=("a", "b"))
+    grants = frozenset({("g", "y", GrantTarget.TABLES), ("g", "x", GrantTarget.TABLES)})
+    facts = DatabaseFacts(holdings={"a": Holdings(foreign_grants=grants), "b": Holdings(owns=True)})
+    operations = plan_visit(visit, facts, catalog(), CONTEXT)
+    assert operations[:5] == (
+        op.RevokeGrants("d", "a", "g", "x", GrantTarget.TABLES),
+        op.RevokeGrants("d", "a", "g", "y", GrantTarget.TABLES),
+        op.DropOwned("d", "a"),
+        op.ReassignOwned("d", "b", "o"),
+        op.DropOwned("d", "b"),
+    )
+    assert {type(operation) for operation in operations[5:]} == {op.AlterDefaultPrivileges}
+
+
+def test_grants_by_the_same_role_in_the_same_schema_are_revoked_in_a_fixed_order() -> None:
+    grants = frozenset(("g", "x", target) for target in GrantTarget)
+    facts = DatabaseFacts(holdings={"a": Holdings(foreign_grants=grants)})
+    operations = plan_visit(Visit("d", "o", permissions=False, departing=("a",)), facts, catalog(), CONTEXT)
+    assert [type(operation) for operation in operations] == [op.RevokeGrants] * len(GrantTarget) + [
+        op.DropOwned
+    ]

@@ -1168,3 +1168,64 @@ def test_what_cannot_happen_is_noted_and_what_is_refused_or_queued_is_not() -> N
     life, _ = reconfiguring()
     life.hear(Terminate(FAST))
     assert not any(isinstance(effect, Log) and "ignored" in effect.text for effect in life.effects)
+
+
+def test_a_second_death_while_the_node_is_stopping_changes_nothing_about_the_stop() -> None:
+    life = running()
+    life.hear(ActorFailed("configurator", "boom"))
+    told = len(life.told)
+    life.hear(ActorFailed("activity_monitor", "boom too"))
+    assert life.told[told:] == []
+
+
+def test_a_start_that_was_given_up_is_not_given_up_again_as_a_configuration() -> None:
+    life = booted()
+    waiter = life.hear(Configure(a_spec()))
+    life.hear(ConfigurationAccepted(1), ActorFailed("activity_monitor", "boom"))
+    assert not life.has_told(CancelApply)
+    assert life.answers[waiter] == ConfigureFailed("the actor activity_monitor died: boom")
+
+
+def test_a_second_termination_of_the_same_mode_is_no_event() -> None:
+    life = running()
+    life.hear(Terminate(FAST))
+    statuses = list(life.statuses)
+    life.hear(Terminate(FAST))
+    assert (life.statuses, life.effects) == (statuses, [])
+
+
+def test_a_hangup_that_is_refused_is_the_nodes_status_and_not_a_bad_spec() -> None:
+    life = running(config_path=None)
+    waiter = life.hear(RereadConfiguration())
+    assert life.answers[waiter] == ConfigureRefused("there is no --config file to read again", bad_spec=False)
+
+
+def test_a_hangup_without_anybody_who_waits_is_carried_out() -> None:
+    life = running(config_path="/c.json")
+    decision = decide(life.state, RereadConfiguration(), Moment(0.0, 0.0), None)
+    assert decision.effects == (ReadConfiguration(()),)
+    decision = decide(life.state, Terminate(FAST), Moment(0.0, 0.0), None)
+    assert decision.state.ending is not None
+    assert decision.state.ending.waiters == ()
+
+
+def test_the_end_of_lingering_is_forgotten_when_the_servers_close() -> None:
+    life = running()
+    life.hear(Terminate(FAST), PostgresStopped(StopRung.FAST), SignalReceived("SIGTERM"))
+    assert Never(LingerEnded) in life.effects
+
+
+def test_those_who_wait_for_a_termination_are_forgotten_once_they_are_answered() -> None:
+    life = running()
+    life.hear(Terminate(FAST), StopOverdue())
+    assert life.state.ending is not None
+    assert life.state.ending.waiters == ()
+
+
+def test_a_postgres_that_ends_while_it_is_stopped_leaves_the_ending_as_it_is() -> None:
+    life = running()
+    life.hear(Terminate(FAST))
+    ending = life.state.ending
+    life.hear(PostgresExited("it fell"))
+    assert life.state.ending == ending
+    assert life.status() is Status.TERMINATION_PENDING_FAST

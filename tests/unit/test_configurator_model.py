@@ -1,0 +1,163 @@
+"""What a catalog and the facts of a database look like after each operation: the model that the planner trusts."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from compute_node.actors.configurator import operations as op
+from compute_node.actors.configurator.model import (
+    SHARED,
+    Catalog,
+    DatabaseFacts,
+    DatabaseState,
+    Holdings,
+    RoleState,
+    after,
+    facts_after,
+)
+from compute_node.actors.configurator.operations import DefaultTarget, GrantTarget
+from compute_node.messages.secret import Secret
+
+MD5 = RoleState(Secret("md5" + "0" * 32))
+SCRAM = RoleState(Secret("SCRAM-SHA-256$4096:c2FsdA==$x:y"))
+D = DatabaseState("m", oid=7, template=True)
+E = DatabaseState("s", oid=8)
+BEFORE = Catalog(
+    150018,
+    {"m": MD5, "s": SCRAM},
+    {"d": D, "e": E},
+    frozenset({"neon"}),
+    frozenset({("d", "m"), ("e", "m"), ("e", "s"), (SHARED, "m"), (SHARED, "s")}),
+)
+
+
+def changed(state: DatabaseState, **changes: Any) -> DatabaseState:
+    return msgspec.structs.replace(state, **changes)
+
+
+CASES: dict[str, tuple[op.AnyOperation, dict[str, Any]]] = {
+    "privileged role": (
+        op.CreatePrivilegedRole("p"),
+        {"roles": {"m": MD5, "s": SCRAM, "p": RoleState()}},
+    ),
+    "new role": (
+        op.CreateRole("n", SCRAM.password),
+        {"roles": {"m": MD5, "s": SCRAM, "n": SCRAM}},
+    ),
+    "new password": (op.AlterRole("m", SCRAM.password), {"roles": {"m": SCRAM, "s": SCRAM}}),
+    "no password": (op.AlterRole("m", None), {"roles": {"m": RoleState(), "s": SCRAM}}),
+    "renamed md5 role": (
+        op.RenameRole("m", "n"),
+        {
+            "roles": {"s": SCRAM, "n": RoleState()},
+            "databases": {"d": changed(D, owner="n"), "e": E},
+            "dependents": frozenset({("d", "n"), ("e", "n"), ("e", "s"), (SHARED, "n"), (SHARED, "s")}),
+        },
+    ),
+    "renamed scram role": (
+        op.RenameRole("s", "n"),
+        {
+            "roles": {"m": MD5, "n": SCRAM},
+            "databases": {"d": D, "e": changed(E, owner="n")},
+            "dependents": frozenset({("d", "m"), ("e", "m"), ("e", "n"), (SHARED, "m"), (SHARED, "n")}),
+        },
+    ),
+    "dropped role": (
+        op.DropRole("m"),
+        {"roles": {"s": SCRAM}, "dependents": frozenset({("e", "s"), (SHARED, "s")})},
+    ),
+    "dropped role that is not there": (op.DropRole("x"), {}),
+    "dropped database": (
+        op.DropDatabase("d"),
+        {
+            "databases": {"e": E},
+            "dependents": frozenset({("e", "m"), ("e", "s"), (SHARED, "m"), (SHARED, "s")}),
+        },
+    ),
+    "dropped invalid database": (
+        op.DropInvalidDatabase("e"),
+        {"databases": {"d": D}, "dependents": frozenset({("d", "m"), (SHARED, "m"), (SHARED, "s")})},
+    ),
+    "dropped database that is not there": (op.DropDatabase("x"), {}),
+    "template": (op.ClearTemplateFlag("d"), {"databases": {"d": changed(D, template=False), "e": E}}),
+    "renamed database": (
+        op.RenameDatabase("e", "f"),
+        {
+            "databases": {"d": D, "f": E},
+            "dependents": frozenset({("d", "m"), ("f", "m"), ("f", "s"), (SHARED, "m"), (SHARED, "s")}),
+        },
+    ),
+    "new owner": (op.AlterDatabaseOwner("d", "s"), {"databases": {"d": changed(D, owner="s"), "e": E}}),
+    "new database": (
+        op.CreateDatabase("f", "m"),
+        {"databases": {"d": D, "e": E, "f": DatabaseState("m")}},
+    ),
+    "granted": (
+        op.GrantDatabase("e", "p"),
+        {"databases": {"d": D, "e": changed(E, grants_untouched=False)}},
+    ),
+    "schema": (op.CreateSchema("other"), {"schemas": frozenset({"neon", "other"})}),
+    "disowned": (op.DropOwned("e", "m"), {"dependents": frozenset({("d", "m"), ("e", "s"), (SHARED, "s")})}),
+    "seen in facts only": (op.ReassignOwned("d", "m", "s"), {}),
+    "default privileges": (op.AlterDefaultPrivileges("d", "p", DefaultTarget.TABLES), {}),
+}
+
+
+@pytest.mark.parametrize(("operation", "expected"), CASES.values(), ids=CASES)
+def test_an_operation_changes_the_catalog_as_postgres_would_and_nothing_else(
+    operation: op.AnyOperation, expected: dict[str, Any]
+) -> None:
+    assert after(BEFORE, operation) == msgspec.structs.replace(BEFORE, **expected)
+
+
+def test_operations_follow_each_other() -> None:
+    found = after(BEFORE, op.RenameRole("m", "n"), op.CreateDatabase("f", "n"), op.RenameRole("n", "o"))
+    assert (found.databases["f"].owner, found.databases["d"].owner) == ("o", "o")
+    assert ("d", "o") in found.dependents
+
+
+HELD = Holdings(owns=True, foreign_grants=frozenset({("g", "public", GrantTarget.TABLES), ("h", "x", GrantTarget.SCHEMA)}))  # fmt: skip
+OTHER = Holdings(owns=True)
+FACTS = DatabaseFacts(oid=7, has_web_access=True, holdings={"m": HELD, "s": OTHER})
+VISITS: dict[str, tuple[op.Visiting, dict[str, Any]]] = {
+    "reassigned": (
+        op.ReassignOwned("d", "m", "s"),
+        {"holdings": {"m": msgspec.structs.replace(HELD, owns=False), "s": OTHER}},
+    ),
+    "reassigned of nobody": (
+        op.ReassignOwned("d", "x", "s"),
+        {"holdings": {"m": HELD, "s": OTHER, "x": Holdings()}},
+    ),
+    "revoked": (
+        op.RevokeGrants("d", "m", "g", "public", GrantTarget.TABLES),
+        {
+            "holdings": {
+                "m": Holdings(owns=True, foreign_grants=frozenset({("h", "x", GrantTarget.SCHEMA)})),
+                "s": OTHER,
+            }
+        },
+    ),
+    "revoked of nobody": (
+        op.RevokeGrants("d", "x", "g", "public", GrantTarget.TABLES),
+        {"holdings": {"m": HELD, "s": OTHER, "x": Holdings()}},
+    ),
+    "disowned": (op.DropOwned("d", "m"), {"holdings": {"s": OTHER}}),
+    "public owner": (op.SetPublicOwner("d", "s"), {"public_owner": "s"}),
+    "web access": (op.GrantPublicToWebAccess("d"), {"web_access_creates": True}),
+    "default privileges": (
+        op.AlterDefaultPrivileges("d", "p", DefaultTarget.TABLES),
+        {"default_privileges": frozenset({DefaultTarget.TABLES})},
+    ),
+}
+
+
+@pytest.mark.parametrize(("operation", "expected"), VISITS.values(), ids=VISITS)
+def test_an_operation_changes_what_the_next_visit_would_find_and_nothing_else(
+    operation: op.Visiting, expected: dict[str, Any]
+) -> None:
+    assert facts_after(FACTS, (operation,)) == msgspec.structs.replace(FACTS, **expected)
+
+
+def test_what_is_found_adds_up() -> None:
+    both = [op.AlterDefaultPrivileges("d", "p", target) for target in DefaultTarget]
+    assert facts_after(FACTS, both).default_privileges == frozenset(DefaultTarget)
