@@ -25,6 +25,18 @@ class CancelApply(Message, frozen=True):
     operation: int
 
 
+class Checkpoint(Message, frozen=True):
+    """Write what is dirty before a stop, so that less is left for it; given up after `limit_s`."""
+
+    limit_s: float
+
+
+class CheckpointEnded(Message, frozen=True):
+    """The checkpoint is written or not worth it, or `error` says why not; the stop goes on in any case."""
+
+    error: str | None = None
+
+
 class SpecApplied(Message, frozen=True):
     """The catalog is in the described state; `statements` were needed."""
 

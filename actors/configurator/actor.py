@@ -7,7 +7,15 @@ from typing import ClassVar, TypeAlias, assert_never
 from typing_extensions import override
 
 from ...messages.base import Message
-from ...messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
+from ...messages.catalog import (
+    ApplyFailed,
+    ApplySpec,
+    CancelApply,
+    Checkpoint,
+    CheckpointEnded,
+    MakeReady,
+    SpecApplied,
+)
 from ...messages.failpoints import FailpointError
 from ...messages.metrics import APPLIED_STATEMENTS, DRIFTED_COLLATIONS
 from ...messages.settings import NodeSettings
@@ -30,8 +38,14 @@ class Applied(Message, frozen=True):
     """Databases with another collation version; None when nobody looked."""
 
 
-Heard: TypeAlias = MakeReady | ApplySpec | CancelApply | Applied
-Told: TypeAlias = SpecApplied | ApplyFailed
+class Written(Message, frozen=True):
+    """Tells the Configurator how its checkpoint ended."""
+
+    error: str | None = None
+
+
+Heard: TypeAlias = MakeReady | ApplySpec | CancelApply | Applied | Checkpoint | Written
+Told: TypeAlias = SpecApplied | ApplyFailed | CheckpointEnded
 
 
 class _Running:
@@ -66,6 +80,10 @@ class Configurator(Actor[Heard]):
                     self._running.job.cancel()
             case Applied():
                 self._applied(message)
+            case Checkpoint(limit_s):
+                self._checkpoint(limit_s)
+            case Written(error):
+                self._supervisor.tell(CheckpointEnded(error))
             case _:
                 assert_never(message)
 
@@ -84,6 +102,14 @@ class Configurator(Actor[Heard]):
                 failed=partial(_failed, command.operation),
             )
             self._running = _Running(command.operation, job, self.clock.now())
+
+    def _checkpoint(self, limit_s: float) -> None:
+        if self._running is not None:
+            reason = f"the spec of operation {self._running.operation} is still being applied"
+            self._supervisor.tell(CheckpointEnded(reason))
+        else:
+            write = partial(_write, self._administration, limit_s)
+            self.start_job("write a checkpoint", write, failed=lambda error: Written(_reason(error)))
 
     def _applied(self, outcome: Applied) -> None:
         running, self._running = self._running, None
@@ -106,6 +132,15 @@ def _work(
 ) -> Applied:
     report = administration.apply(order, cancellation)
     return Applied(operation, report.statements, report.seen, report.errors, report.drifted)
+
+
+def _write(administration: Administration, limit_s: float, cancellation: Cancellation) -> Written:
+    administration.checkpoint(limit_s, cancellation)
+    return Written()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, AdministrationError) else describe(error)
 
 
 def _failed(operation: int, error: Exception) -> Applied:

@@ -22,3 +22,9 @@ class PostgresAdministration(Administration):
         from .executor import apply
 
         return apply(self._connstr, order, cancellation)
+
+    @override
+    def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
+        from .executor import checkpoint
+
+        checkpoint(self._connstr, limit_s, cancellation)

@@ -44,9 +44,15 @@ from .sql import statements
 
 START_NAME: Final = "compute_ctl:apply_config"
 RECONFIGURE_NAME: Final = "compute_ctl:reconfigure"
+CHECKPOINT_NAME: Final = "compute_ctl:checkpoint"
 
 APPLY_LIMIT_S: Final = 540.0
 """One application in all; a waiter of the API waits a minute longer."""
+MUCH_TO_WRITE: Final = b"""\
+SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), redo_lsn) > 16777216
+  FROM pg_catalog.pg_control_checkpoint()
+"""
+"""Whether more than a segment was logged since the last checkpoint; for less one more costs more than it saves."""
 CREATING_CONNECTIONS: Final = 4
 """CREATE DATABASE gains from a few sessions (half the time on two processors), and not from more."""
 ATTEMPTS: Final = 3
@@ -93,6 +99,29 @@ async def _apply(target: Target, order: Order, cancellation: Cancellation) -> Re
         raise AdministrationError(msg) from None
     finally:
         session.close()
+
+
+def checkpoint(connstr: str, limit_s: float, cancellation: Cancellation) -> None:
+    """Write a checkpoint if there is much to write; see `port.Administration`."""
+    run_async(partial(_checkpoint, parse_connstr(connstr), limit_s), cancellation)
+
+
+async def _checkpoint(target: Target, limit_s: float) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            connection = await connect(target, application_name=CHECKPOINT_NAME, timeout_s=limit_s)
+            try:
+                connection.pgconn.enter_pipeline_mode()
+                (((worthwhile,),),) = await _ask(connection, ((MUCH_TO_WRITE, ()),))
+                if worthwhile == b"t":
+                    await _ask(connection, ((b"CHECKPOINT", ()),))
+            finally:
+                connection.pgconn.finish()
+    except TimeoutError:
+        msg = f"it was not written within {limit_s:g} s"
+        raise AdministrationError(msg) from None
+    except (Error, _StatementError) as error:
+        raise AdministrationError(_line(error)) from error
 
 
 class PostgresSession(Session):

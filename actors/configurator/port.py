@@ -48,3 +48,7 @@ class Administration(Protocol):
         Raises AdministrationError, and CancelledError within a second of the request.
         """
         ...
+
+    def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
+        """Write a checkpoint if it is worth it, in at most that many seconds. Raises AdministrationError."""
+        ...

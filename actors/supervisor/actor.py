@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ...messages.activity import ActivityObserved
 from ...messages.base import Message, Request
-from ...messages.catalog import ApplyFailed, SpecApplied
+from ...messages.catalog import ApplyFailed, CheckpointEnded, SpecApplied
 from ...messages.failpoints import Failpoint
 from ...messages.lifecycle import (
     ActorFailed,
@@ -50,6 +50,7 @@ from ..kit.jobs import Cancellation, describe
 from .decisions import decide
 from .effects import After, Answer, DumpJournal, Effect, Log, Never, Publish, ReadConfiguration, Tell
 from .private import (
+    CheckpointOverdue,
     ClosingOverdue,
     ConfigurationGraceEnded,
     ConfigurationReread,
@@ -66,6 +67,8 @@ SupervisorMessage: TypeAlias = (
     | ApplyFailed
     | AwaitExit
     | Boot
+    | CheckpointEnded
+    | CheckpointOverdue
     | ClosingOverdue
     | ConditionCleared
     | ConditionRaised

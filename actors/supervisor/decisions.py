@@ -5,7 +5,7 @@ from typing import Any, Final, TypeAlias
 
 from ...messages.activity import ActivityObserved
 from ...messages.base import Message
-from ...messages.catalog import ApplyFailed, SpecApplied
+from ...messages.catalog import ApplyFailed, CheckpointEnded, SpecApplied
 from ...messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -35,6 +35,7 @@ from ...messages.postgres import (
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from . import configuring, ending, serving
 from .private import (
+    CheckpointOverdue,
     ClosingOverdue,
     ConfigurationGraceEnded,
     ConfigurationReread,
@@ -77,6 +78,8 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     ActorFailed: ending.actor_failed,
     ApplyFailed: configuring.apply_failed,
     AwaitExit: serving.await_exit,
+    CheckpointEnded: ending.checkpoint_ended,
+    CheckpointOverdue: ending.checkpoint_overdue,
     Boot: serving.boot,
     ClosingOverdue: serving.closing_overdue,
     ConditionCleared: condition_cleared,

@@ -5,7 +5,7 @@ import logging
 from msgspec.structs import replace
 
 from ...messages.activity import StopMonitoring
-from ...messages.catalog import CancelApply
+from ...messages.catalog import CancelApply, CheckpointEnded
 from ...messages.lifecycle import (
     EXIT_FAILED,
     ActorFailed,
@@ -30,7 +30,7 @@ from .effects import (
     Never,
 )
 from .lifecycle import Event
-from .private import ConfigurationGraceEnded, StopOverdue
+from .private import CheckpointOverdue, ConfigurationGraceEnded, StopOverdue
 from .state import Cause, Phase, Step
 from .turn import LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S, Turn
 
@@ -52,6 +52,8 @@ def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
         turn.terminate(Cause.FAILURE, immediate=False)
     elif ending.queued:
         drop_configuration(turn, error)
+    else:
+        turn.end_checkpoint()
 
 
 def drop_configuration(turn: Turn, error: str) -> None:
@@ -79,6 +81,7 @@ def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
         )
         if immediate and not ending.queued:
             turn.move(Event.TERMINATE_IMMEDIATE)
+            turn.end_checkpoint()
     else:
         turn.terminate(Cause.REQUEST, immediate=immediate, waiters=waiters)
 
@@ -92,10 +95,22 @@ def signal_received(turn: Turn, message: SignalReceived, _: int | None) -> None:
         turn.terminate(Cause.SIGNAL, immediate=False, signals=1)
     elif ending is not None and turn.state.phase is Phase.UP:
         turn.set(ending=replace(ending, cause=Cause.SIGNAL, signals=ending.signals + 1))
-        if ending.signals >= 1 and ending.queued:
+        if ending.checkpointing:
+            turn.end_checkpoint()
+        elif ending.signals >= 1 and ending.queued:
             configuration_grace_ended(turn, ConfigurationGraceEnded(), None)
         elif ending.signals >= 1:
             turn.tell(POSTGRES, StopPostgres(budget_s=max(0.5, ending.deadline_s - turn.now_s), hurry=True))
+
+
+def checkpoint_ended(turn: Turn, message: CheckpointEnded, _: int | None) -> None:
+    if message.error is not None and turn.state.ending is not None and turn.state.ending.checkpointing:
+        turn.log(logging.INFO, f"no checkpoint before the stop: {message.error}")
+    turn.end_checkpoint()
+
+
+def checkpoint_overdue(turn: Turn, _: CheckpointOverdue, __: int | None) -> None:
+    turn.end_checkpoint()
 
 
 def configuration_grace_ended(turn: Turn, _: ConfigurationGraceEnded, __: int | None) -> None:
@@ -158,6 +173,7 @@ def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
     attempt, ending = turn.attempt, turn.state.ending
     stopping = ending is not None and not ending.queued
     if stopping or (attempt is not None and attempt.step is Step.ABORTING):
+        turn.end_checkpoint()
         return  # it went while the order to stop was on its way; PostgresStopped follows
     turn.set(postgres_up=False, raised=(), ending=None)
     turn.tell(MONITOR, StopMonitoring())

@@ -12,6 +12,10 @@ class ConfigurationGraceEnded(Message, frozen=True):
     """The configuration under way has had its moment; the termination goes on without it."""
 
 
+class CheckpointOverdue(Message, frozen=True):
+    """The checkpoint before the stop should have been written or given up by now."""
+
+
 class StopOverdue(Message, frozen=True):
     """Postgres should have been reported gone by now."""
 

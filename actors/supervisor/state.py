@@ -68,6 +68,8 @@ class Ending(msgspec.Struct, frozen=True):
     queued: bool = False
     """A configuration under way is given a moment to end."""
     signals: int = 0
+    checkpointing: bool = False
+    """A checkpoint is being written, while Postgres still serves; the stop comes after it."""
     failed_before: bool = False
     """The node had failed already: there is nothing more to read, so it lingers no longer than needed."""
 

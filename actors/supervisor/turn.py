@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from ...messages.activity import StopMonitoring
 from ...messages.base import Message
+from ...messages.catalog import Checkpoint
 from ...messages.lifecycle import (
     EXIT_FAILED,
     ConfigureFailed,
@@ -30,6 +31,7 @@ from ...messages.postgres import (
 from ...messages.serving import StopServing
 from ...messages.spec import ComputeSpec
 from .effects import (
+    CONFIGURATOR,
     HTTP,
     MONITOR,
     POSTGRES,
@@ -43,7 +45,7 @@ from .effects import (
     Tell,
 )
 from .lifecycle import Event, Refused, outcome
-from .private import ClosingOverdue, ConfigurationGraceEnded, LingerEnded, StopOverdue
+from .private import CheckpointOverdue, ClosingOverdue, ConfigurationGraceEnded, LingerEnded, StopOverdue
 from .state import Attempt, Cause, Ending, NodeState, Phase, Step
 
 CONFIGURATION_GRACE_S: Final = 5.0
@@ -63,6 +65,16 @@ TIDY_S: Final = 3.0
 """How long it may take to clear away what a Postgres that ended unasked has left."""
 OVERDUE_S: Final = 1.0
 """How much longer than its share of the budget the stop of Postgres may take before it is given up."""
+
+
+CHECKPOINT_SHARE: Final = 0.2
+CHECKPOINT_MIN_S: Final = 1.0
+"""A checkpoint before the stop, while Postgres still serves, gets at most this share of the budget.
+
+Only where somebody asked for mode `fast` and Postgres is well: sessions are served that much longer. Not after a
+signal: the platform's own limit counts then, and a part of what was written may have to be written again.
+"""
+CHECKPOINT_GRACE_S: Final = 0.5
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -217,6 +229,7 @@ class Turn:
         if self.state.phase is Phase.LINGERING:
             self.effects.append(Never(LingerEnded))
             self.set(phase=Phase.UP)
+        serves = self.state.status is Status.RUNNING and not self.state.raised
         if self.state.status is not Status.CONFIGURATION:
             self.end_attempt(self._cut_off(immediate=immediate))
         if self.move(event) is Refused.QUEUED:
@@ -225,7 +238,21 @@ class Turn:
             return
         self.set(ending=ending)
         self.tell(MONITOR, StopMonitoring())
-        self.stop_postgres(self.state.settings.stop_timeout_s)
+        limit_s = CHECKPOINT_SHARE * self.state.settings.stop_timeout_s
+        if serves and cause is Cause.REQUEST and not immediate and limit_s >= CHECKPOINT_MIN_S:
+            self.set(ending=replace(ending, checkpointing=True))
+            self.tell(CONFIGURATOR, Checkpoint(limit_s))
+            self.effects.append(After(limit_s + CHECKPOINT_GRACE_S, CheckpointOverdue()))
+        else:
+            self.stop_postgres(self.state.settings.stop_timeout_s)
+
+    def end_checkpoint(self) -> None:
+        """Stop Postgres now, whatever became of the checkpoint before."""
+        ending = self.state.ending
+        if ending is not None and ending.checkpointing:
+            self.effects.append(Never(CheckpointOverdue))
+            self.set(ending=replace(ending, checkpointing=False))
+            self.stop_postgres(max(1.0, ending.deadline_s - self.now_s))
 
     def _cut_off(self, *, immediate: bool) -> ConfigureOutcome:
         """Say what those are told whose configuration or start a termination ends."""

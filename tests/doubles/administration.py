@@ -51,6 +51,7 @@ class FakeAdministration(Administration):
         self.orders: list[Order] = []
         self.loaded = False
         self.held = False
+        self.checkpoints = 0
         """Jobs do not come to an end until this is False or they are cancelled."""
         self.unreachable = False
         self.broken: dict[str, str] = {}
@@ -71,6 +72,14 @@ class FakeAdministration(Administration):
             raise Blocked
         self.orders.append(order)
         return finish(apply(FakeSession(self), order, cancellation))
+
+    @override
+    def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
+        cancellation.check()
+        if self.unreachable:
+            msg = "nobody listens"
+            raise AdministrationError(msg)
+        self.checkpoints += 1
 
     def run(self, operation: op.AnyOperation) -> str | None:
         """Change the world, or say why Postgres would not."""

@@ -640,6 +640,19 @@ class MachineAdministration(Administration):
             machine.applied.append(order.spec)
         return report
 
+    @override
+    def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
+        machine = self._machine
+        if machine.died:
+            raise Died
+        cancellation.check()
+        machine.pass_time()
+        if machine.postmaster is None or not machine.postmaster.alive:
+            msg = "the connection was lost"
+            raise AdministrationError(msg)
+        if machine.held:
+            raise Blocked
+
 
 class MachineObserver(FakeObserver):
     """Sees whether there is a Postgres at all."""

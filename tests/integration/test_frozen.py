@@ -214,6 +214,21 @@ def test_many_terminations_at_once_are_one_stop_with_equal_answers(
     assert node.log.count("received fast shutdown request") == 1
 
 
+def test_a_checkpoint_comes_before_a_fast_termination_while_postgres_still_serves(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15).run()
+    await_looks(node)
+    node.query("create table t as select n, repeat('x', 500) x from generate_series(1, 40000) n")
+    assert node.call("POST", "/terminate?mode=fast").status == 200
+    said = node.log[node.log.index("termination-pending-fast") :]
+    assert said.index("checkpoint starting: immediate force wait") < said.index(
+        "received fast shutdown request"
+    )
+    node.send_signal(signal.SIGTERM)
+    assert node.wait() == 0
+
+
 def test_a_planned_stop_is_no_downtime_and_no_error(make_node: MakeNode, binaries15: Binaries) -> None:
     node = make_node(binaries15).run()
     await_looks(node)

@@ -7,7 +7,15 @@ from compute_node.actors.configurator.actor import Configurator
 from compute_node.actors.kit.actor import Actor, Ref
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.messages.base import Message
-from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
+from compute_node.messages.catalog import (
+    ApplyFailed,
+    ApplySpec,
+    CancelApply,
+    Checkpoint,
+    CheckpointEnded,
+    MakeReady,
+    SpecApplied,
+)
 from compute_node.messages.metrics import APPLIED_STATEMENTS
 from compute_node.messages.spec import Cluster, ComputeSpec, Database, Role, StaticMode
 from typing_extensions import override
@@ -204,3 +212,24 @@ def test_where_the_catalog_is_not_to_be_touched_nothing_is_done(changes: dict[st
     house = House(0)
     assert house.apply(3, two_databases(**changes)) == SpecApplied(3, statements=0, took_ms=0)
     assert house.postgres.orders == []
+
+
+def test_a_checkpoint_is_written_and_told_and_so_is_one_that_could_not_be() -> None:
+    house = House(0)
+    house.configurator.tell(Checkpoint(5.0))
+    house.runtime.settle()
+    assert (house.listener.heard, house.postgres.checkpoints) == ([CheckpointEnded()], 1)
+    house.postgres.unreachable = True
+    house.configurator.tell(Checkpoint(5.0))
+    house.runtime.settle()
+    assert house.listener.heard[1:] == [CheckpointEnded("nobody listens")]
+
+
+def test_there_is_no_checkpoint_beside_an_application() -> None:
+    house = House(0)
+    house.postgres.held = True
+    house.configurator.tell(ApplySpec(1, two_databases(), starting=True))
+    house.configurator.tell(Checkpoint(5.0))
+    house.runtime.settle()
+    assert house.listener.heard == [CheckpointEnded("the spec of operation 1 is still being applied")]
+    assert house.postgres.checkpoints == 0

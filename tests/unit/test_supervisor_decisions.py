@@ -23,6 +23,7 @@ from compute_node.actors.supervisor.effects import (
     Tell,
 )
 from compute_node.actors.supervisor.private import (
+    CheckpointOverdue,
     ClosingOverdue,
     ConfigurationGraceEnded,
     ConfigurationReread,
@@ -34,7 +35,15 @@ from compute_node.actors.supervisor.state import Cause, NodeState, Phase, node_s
 from compute_node.actors.supervisor.turn import Decision, Moment
 from compute_node.messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
 from compute_node.messages.base import Message, Request, decode, encode
-from compute_node.messages.catalog import ApplyFailed, ApplySpec, CancelApply, MakeReady, SpecApplied
+from compute_node.messages.catalog import (
+    ApplyFailed,
+    ApplySpec,
+    CancelApply,
+    Checkpoint,
+    CheckpointEnded,
+    MakeReady,
+    SpecApplied,
+)
 from compute_node.messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -103,7 +112,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
         InstallConfiguration,
         StopPostgres,
     ),
-    CONFIGURATOR: (MakeReady, ApplySpec, CancelApply),
+    CONFIGURATOR: (MakeReady, ApplySpec, CancelApply, Checkpoint),
     MONITOR: (StartMonitoring, StopMonitoring),
     HTTP: (StartServing, StopServing),
 }
@@ -484,7 +493,12 @@ def test_a_running_node_is_terminated_and_lingers_by_its_mode(mode: ShutdownMode
     life = running()
     exit_waiter = life.hear(AwaitExit())
     waiter = life.hear(Terminate(mode))
-    assert life.told[-2:] == [(MONITOR, StopMonitoring()), (POSTGRES, life.last(StopPostgres))]
+    if mode is FAST:
+        assert life.told[-2:] == [(MONITOR, StopMonitoring()), (CONFIGURATOR, Checkpoint(5.0))]
+        life.hear(CheckpointEnded())
+        assert life.told[-1] == (POSTGRES, life.last(StopPostgres))
+    else:
+        assert life.told[-2:] == [(MONITOR, StopMonitoring()), (POSTGRES, life.last(StopPostgres))]
     assert waiter not in life.answers
     life.hear(PostgresStopped(StopRung.FAST))
     assert life.answers[waiter] == Terminated(lsn=None)
@@ -496,8 +510,75 @@ def test_a_running_node_is_terminated_and_lingers_by_its_mode(mode: ShutdownMode
 
 def test_the_stop_has_one_budget_of_which_postgres_gets_the_greater_part() -> None:
     life = running(stop_timeout_s=10.0)
-    life.hear(Terminate(FAST))
+    life.hear(Terminate(IMMEDIATE))
     assert 8 < life.last(StopPostgres).budget_s < 10
+
+
+def checkpointing() -> Life:
+    life = running()
+    life.hear(Terminate(FAST))
+    assert life.has_told(Checkpoint)
+    assert not life.has_told(StopPostgres)
+    return life
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        CheckpointEnded(),
+        CheckpointEnded("the connection was lost"),
+        CheckpointOverdue(),
+        Terminate(IMMEDIATE),
+        SignalReceived("SIGTERM"),
+        PostgresExited("killed by SIGKILL"),
+        ActorFailed(CONFIGURATOR, "KeyError"),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_whatever_happens_to_the_checkpoint_the_stop_comes_once_and_within_the_budget(
+    message: Message,
+) -> None:
+    life = checkpointing()
+    life.now_s += 3.0
+    life.hear(message)
+    stops = [told for _, told in life.told if isinstance(told, StopPostgres)]
+    assert len(stops) == 1
+    assert stops[0].budget_s < 25.0 - 3.0
+    life.hear(CheckpointEnded(), CheckpointOverdue())
+    assert [told for _, told in life.told if isinstance(told, StopPostgres)] == stops
+
+
+def test_a_second_termination_fast_waits_for_the_same_checkpoint() -> None:
+    life = checkpointing()
+    life.hear(Terminate(FAST))
+    assert not life.has_told(StopPostgres)
+    assert sum(isinstance(told, Checkpoint) for _, told in life.told) == 1
+
+
+@pytest.mark.parametrize(
+    ("life", "message"),
+    [
+        (running(), Terminate(IMMEDIATE)),
+        (running(), SignalReceived("SIGTERM")),
+        (running(stop_timeout_s=4.0), Terminate(FAST)),
+        (booted(a_spec()), Terminate(FAST)),
+        (booted(), Terminate(FAST)),
+    ],
+    ids=["immediate", "signal", "short budget", "starting", "empty"],
+)
+def test_there_is_no_checkpoint_before_a_stop_that_is_in_a_hurry_or_where_none_can_be_written(
+    life: Life, message: Message
+) -> None:
+    life.hear(message)
+    assert life.has_told(StopPostgres)
+    assert not life.has_told(Checkpoint)
+
+
+def test_there_is_no_checkpoint_where_postgres_is_not_well() -> None:
+    life = running()
+    life.hear(ConditionRaised(Condition.DISK_FULL), Terminate(FAST))
+    assert life.has_told(StopPostgres)
+    assert not life.has_told(Checkpoint)
 
 
 def test_an_empty_node_terminates_too() -> None:
@@ -603,7 +684,7 @@ def test_a_stop_that_postgres_calls_a_failure_is_one_of_the_exit_code() -> None:
 
 def test_a_stop_that_is_never_reported_is_given_up_and_every_waiter_is_answered() -> None:
     life = running(stop_timeout_s=10.0)
-    exit_waiter, waiter = life.hear(AwaitExit()), life.hear(Terminate(FAST))
+    exit_waiter, waiter = life.hear(AwaitExit()), life.hear(Terminate(IMMEDIATE))
     overdue = life.reminder(StopOverdue)
     assert overdue is not None
     assert life.last(StopPostgres).budget_s < overdue < 10
