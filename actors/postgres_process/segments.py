@@ -1,8 +1,8 @@
-"""Shared memory that a killed Postgres left under /dev/shm.
+"""Shared memory that a killed Postgres left: under /dev/shm, and one small System V segment.
 
 Postgres itself removes it at the next start in the same folder, which may never come. Which segments are
 whose is told by who has them mapped, and by the control segment of a postmaster (dsm.c), which lists all of
-its cluster; so either all of them go or, without that one, none.
+its cluster; so either all of those under /dev/shm go or, without that one, none.
 """
 
 import contextlib
@@ -14,6 +14,10 @@ from typing import Final
 
 _FOLDER: Final = "/dev/shm"  # noqa: S108 - the system's place for it
 _SEGMENT: Final = re.compile(r"(/dev/shm/PostgreSQL\.\d+)$", re.MULTILINE)
+_SYSTEM_V: Final = re.compile(r" (\d+) +(/SYSV[0-9a-f]{8}) \(deleted\)$", re.MULTILINE)
+"""The number of a mapped file is, for these, that of the segment; the name is its key."""
+_SYSTEM_V_TABLE: Final = "/proc/sysvipc/shm"
+_REMOVE: Final = 0  # IPC_RMID
 _HEADER: Final = struct.Struct("=III4x")
 """Magic number, items in use, items possible: alike in 14 to 18."""
 _ITEM: Final = struct.Struct("=II32x")
@@ -22,11 +26,13 @@ _MAGIC: Final = 0x9A503D32
 
 
 def mapped_by(pids: Iterable[int]) -> frozenset[str]:
-    """Return the segments of Postgres that these processes have mapped."""
+    """Return the segments of Postgres that these processes have mapped, by path or as `<key>:<number>`."""
     found: set[str] = set()
     for pid in pids:
         with contextlib.suppress(OSError):
-            found.update(_SEGMENT.findall(Path(f"/proc/{pid}/maps").read_text(errors="replace")))
+            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+            found.update(_SEGMENT.findall(maps))
+            found.update(f"{key}:{number}" for number, key in _SYSTEM_V.findall(maps))
     return frozenset(found)
 
 
@@ -42,8 +48,11 @@ def listed_in(data: bytes) -> tuple[int, ...] | None:
 def remove_unused(segments: Iterable[str]) -> None:
     """Remove all segments of a dead cluster, given its control segment among some of them.
 
-    Those that somebody has mapped stay. Without the control segment nothing is removed.
+    Those that somebody has mapped stay. Without the control segment none under /dev/shm is removed.
     """
+    segments = frozenset(segments)
+    for segment in segments & _unused_system_v():
+        _remove_system_v(int(segment.partition(":")[2]))
     left: set[str] = set()
     for segment in segments:
         with contextlib.suppress(OSError):
@@ -55,3 +64,23 @@ def remove_unused(segments: Iterable[str]) -> None:
     for segment in left:
         with contextlib.suppress(OSError):
             Path(segment).unlink()
+
+
+def _unused_system_v() -> set[str]:
+    """Return the System V segments that nobody has mapped, named as `mapped_by` does."""
+    try:
+        rows = Path(_SYSTEM_V_TABLE).read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return set()
+    found = set()
+    for row in rows:
+        key, number, _, _, _, _, attached, *_ = map(int, row.split())
+        if attached == 0:
+            found.add(f"/SYSV{key & 0xFFFFFFFF:08x}:{number}")
+    return found
+
+
+def _remove_system_v(number: int) -> None:
+    import ctypes  # rarely needed
+
+    ctypes.CDLL(None).shmctl(number, _REMOVE, None)  # where it is not permitted, the segment stays

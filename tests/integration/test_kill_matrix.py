@@ -306,7 +306,7 @@ STATEMENTS: Final = 24
 """More than the sample spec takes; a cut beyond the last one is none, and says so."""
 
 
-@pytest.mark.matrix("cut-matrix", sample=1)
+@pytest.mark.matrix("kill-matrix", sample=1)
 @pytest.mark.parametrize("way", [Way.FIRST, Way.CONFIGURE], ids=lambda way: way.value)
 @pytest.mark.parametrize("cut", range(STATEMENTS))
 def test_cut_between_two_statements_and_started_again_the_catalog_is_as_without_the_cut(
@@ -339,10 +339,10 @@ def test_cut_between_two_statements_and_started_again_the_catalog_is_as_without_
     )
     if node.ended():
         assert node.wait() == 137
-        cell.say(f"after {cut}", way.value, "the same catalog")
+        cell.say(f"after {cut:02} statements, {way.value}", Victim.US.value, "dead; then the same catalog")
     else:
         assert node.stop() == 0, node.log
-        cell.say(f"after {cut}", way.value, "there are not so many")
+        cell.say(f"after {cut:02} statements, {way.value}", Victim.US.value, "there are not so many")
     node.run(WANTED)
     assert catalog(node) == expected
     before = node.metric(APPLIED)
@@ -374,7 +374,7 @@ def catalog(node: Node) -> list[list[Any]]:
 MOMENTS: Final = 30
 
 
-@pytest.mark.matrix("initdb-matrix", sample=1)
+@pytest.mark.matrix("kill-matrix", sample=1)
 @pytest.mark.parametrize("victim", [Victim.US, Victim.INITDB], ids=lambda victim: victim.value)
 @pytest.mark.parametrize("moment", range(MOMENTS))
 def test_killed_at_any_moment_of_initdb_the_next_start_serves_a_complete_cluster(
@@ -399,14 +399,14 @@ def test_killed_at_any_moment_of_initdb_the_next_start_serves_a_complete_cluster
         node.process.kill()
         node.wait()
         assert not (node.pgdata.exists() and not (node.pgdata / MARKER).exists())
-        outcome = "rebuilt" if not node.pgdata.exists() else "kept"
+        outcome = "dead; then rebuilt" if not node.pgdata.exists() else "dead; then kept"
     elif initdbs:
         murder(initdbs[0])
         assert node.wait() == 1, node.log
         assert "no new cluster could be made: initdb ended with -9" in node.log
         assert not node.pgdata.exists()
         assert not built.parent.exists(), "nothing is left of the attempt"
-        outcome = "failed, then rebuilt"
+        outcome = "exit 1; then rebuilt"
     else:
         node.await_status("running")
         assert node.stop() == 0, node.log
@@ -415,7 +415,7 @@ def test_killed_at_any_moment_of_initdb_the_next_start_serves_a_complete_cluster
     assert node.query("select count(*) > 0 from pg_class") == [(True,)]
     assert node.stop() == 0, node.log
     assert {path.name for path in node.folder.iterdir()} <= OWN_FILES
-    cell.say(f"{files} files", victim.value, outcome)
+    cell.say(f"initdb, {files * 10 // FILES}0 % of its files", victim.value, outcome)
 
 
 def test_attempts_that_are_killed_leave_one_folder_at_most(make_node: MakeNode, binaries15: Binaries) -> None:

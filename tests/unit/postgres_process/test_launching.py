@@ -4,6 +4,7 @@ import logging
 import os
 import struct
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -202,6 +203,44 @@ def test_the_control_file_says_whether_the_cluster_was_shut_down(tmp_path: Path)
     for broken in (b"", b"x" * 19, struct.pack("=QIIi", 1, 1300, 1, 99)):
         control.write_bytes(broken)
         assert read_state(str(tmp_path)) is None
+
+
+HOLDER = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+number = int(sys.argv[1]) if len(sys.argv) > 1 else libc.shmget(0, 4096, 0o1600)
+assert libc.shmat(number, None, 0)
+print(number, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_system_v_segment_goes_once_nobody_has_it_mapped() -> None:
+    def holder(*arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", HOLDER, *arguments]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def is_there() -> bool:
+        rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+        return number in {row.split()[1] for row in rows}
+
+    with holder() as first:
+        assert first.stdout is not None
+        number = first.stdout.readline().strip()
+        with holder(number) as second:
+            assert second.stdout is not None
+            assert second.stdout.readline().strip() == number
+            (mapped,) = segments.mapped_by((first.pid,))
+            assert mapped == f"/SYSV00000000:{number}"
+            first.kill()
+            first.wait()
+            segments.remove_unused((mapped,))
+            assert is_there(), "the other one has it mapped"
+            second.kill()
+    assert is_there(), "nobody removes it by itself"
+    segments.remove_unused((mapped,))
+    assert not is_there()
 
 
 def test_a_control_segment_lists_the_segments_of_its_cluster() -> None:
