@@ -143,7 +143,7 @@ def test_every_step_is_in_the_matrix() -> None:
     assert all(REACHED.values())
 
 
-@pytest.mark.matrix("kill-matrix", sample=3)
+@pytest.mark.matrix("kill-matrix", sample=2)
 @pytest.mark.parametrize(("step", "way", "victim"), MATRIX)
 def test_after_a_kill_at_any_step_the_next_start_keeps_every_promise(
     make_node: MakeNode, binaries15: Binaries, cell: Cell, step: Failpoint, way: Way, victim: Victim
@@ -421,7 +421,7 @@ def test_killed_at_any_moment_of_initdb_the_next_start_serves_a_complete_cluster
 def test_attempts_that_are_killed_leave_one_folder_at_most(make_node: MakeNode, binaries15: Binaries) -> None:
     node = make_node(binaries15, "--dev")
     node.write_config(WANTED)
-    for step in (Failpoint.PREPARE_TOKEN, Failpoint.INITDB_DONE, Failpoint.PREPARE_UNSEALED):
+    for step in (Failpoint.PREPARE_TOKEN, Failpoint.PREPARE_UNSEALED):
         node.start(failpoints={step: "exit(137)"})
         assert node.wait() == 137, node.log
         assert {path.name for path in node.folder.iterdir()} == OWN_FILES - {"pgdata"} | {"pgdata.building"}
