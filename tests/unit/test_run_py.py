@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(msgspec.__file__).parents[1]
@@ -29,7 +30,9 @@ def test_the_package_is_not_installed_here() -> None:
     assert "No module named 'compute_node'" in run("-c", "import compute_node").stderr
 
 
-def test_run_py_finds_the_package_around_it() -> None:
+@pytest.mark.parametrize("init", ["0", "1"], ids=["alone", "below an init"])
+def test_run_py_finds_the_package_around_it(monkeypatch: pytest.MonkeyPatch, init: str) -> None:
+    monkeypatch.setenv("COMPUTE_NODE_INIT", init)
     done = run("run.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "--pgdata" in done.stdout
@@ -49,7 +52,9 @@ def test_run_py_says_what_to_install_where_a_dependency_is_missing() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_run_py_reports_a_usage_error_with_status_two() -> None:
+@pytest.mark.parametrize("init", ["0", "1"], ids=["alone", "below an init"])
+def test_run_py_reports_a_usage_error_with_status_two(monkeypatch: pytest.MonkeyPatch, init: str) -> None:
+    monkeypatch.setenv("COMPUTE_NODE_INIT", init)
     assert run("run.py").returncode == 2
 
 
