@@ -30,9 +30,9 @@ R = TypeVar("R")
 
 EPOCH: Final = 1_700_000_000.0
 TIMER_CHANCE: Final = 0.05
-"""How often time moves on to a timer of the next second although messages are waiting."""
-FAR_TIMER_CHANCE: Final = 0.005
-"""How often it moves on further: a machine that stood still."""
+"""How often time moves on to a near timer although messages are waiting: a busy machine."""
+NEAR_S: Final = 1.0
+"""Longer than that nothing waits: the clock of production leaves gaps out in which nobody ran."""
 
 
 class SimulatedClock(Clock):
@@ -148,9 +148,7 @@ class SimulatedRuntime(Host):
         self.random.shuffle(choices)
         next_s = self._next_s()
         if next_s is not None:
-            is_near = next_s <= self.clock.now() + 1
-            chance = TIMER_CHANCE if is_near else FAR_TIMER_CHANCE
-            if self.random.random() < chance:
+            if next_s <= self.clock.now() + NEAR_S and self.random.random() < TIMER_CHANCE:
                 choices.insert(0, partial(self._stand_still, next_s))
             else:
                 choices.append(self._fire_timer)

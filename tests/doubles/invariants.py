@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from compute_node.actors.configurator.desired import Context, departing_names
 from compute_node.actors.configurator.phases import plan
+from compute_node.actors.supervisor.effects import MONITOR, POSTGRES
 from compute_node.actors.supervisor.lifecycle import TRANSITIONS
 from compute_node.actors.supervisor.state import NodeState, Phase, readiness
 from compute_node.actors.supervisor.turn import (
@@ -30,7 +31,10 @@ from compute_node.actors.supervisor.turn import (
     LINGER_FAST_S,
     TIDY_S,
 )
+from compute_node.messages.base import Message
 from compute_node.messages.lifecycle import (
+    Configure,
+    Configured,
     ExitReport,
     GetReadiness,
     GetStatus,
@@ -39,6 +43,7 @@ from compute_node.messages.lifecycle import (
     Status,
     StatusChanged,
     Terminate,
+    Terminated,
 )
 from compute_node.messages.metrics import CONDITION, UP
 from compute_node.messages.postgres import PgdataKind
@@ -49,6 +54,7 @@ from doubles.administration import ADMINISTRATOR
 if TYPE_CHECKING:
     from doubles.world import World
 
+SUPERVISOR: Final = "supervisor"
 MARGIN_S: Final = 1.5
 """What a bound may be exceeded by: the pauses between two looks at the world."""
 NOTICED_S: Final = 1.0
@@ -169,16 +175,29 @@ class Invariants:
     def _answers(self) -> None:
         world = self._world
         for waiting in list(world.waiting):
-            if not isinstance(waiting.request, (GetStatus, GetReadiness)):
-                continue
             if waiting.pending.done:
                 world.waiting.remove(waiting)
-                if not world.runtime.cell("supervisor").dead:
-                    shown = waiting.pending.get(0)
-                    assert not isinstance(shown, Readiness) or shown.ready == (not shown.conditions)
-            else:
+                if world.runtime.cell("supervisor").dead is None:
+                    self._answered(waiting.request, waiting.pending.get(0))
+            elif isinstance(waiting.request, (GetStatus, GetReadiness)):
                 waited_s = world.active_s - waiting.asked_active_s
                 assert waited_s < MARGIN_S / 100, f"{waiting.request} waited {waited_s:g} s for its answer"
+
+    def _answered(self, request: Message, answer: object) -> None:
+        """Check that an answer says what is so, at the moment in which it is given."""
+        world = self._world
+        match answer:
+            case Readiness(ready, conditions):
+                assert ready == (not conditions)
+            case Terminated():
+                postmaster = world.machine.postmaster
+                assert postmaster is None or not postmaster.alive, "terminated, and Postgres lives"
+            case Configured(status):
+                assert status.status is Status.RUNNING, f"configured in {status.status.text}"
+                if isinstance(request, Configure) and request.spec.compute_mode is Mode.PRIMARY:
+                    assert request.spec in world.machine.applied, "configured with what was never applied"
+            case _:
+                pass
 
     def _deaths(self) -> None:
         world = self._world
@@ -187,6 +206,8 @@ class Invariants:
                 continue
             if world.over:
                 continue
+            has_reason = name in world.planted or (name == MONITOR and world.observer.broken is not None)
+            assert has_reason, f"{name} is dead: {world.runtime.cell(name).dead}"
             since = self._dead_since_s.setdefault(name, world.active_s)
             noticed = world.supervisor.state.exit_code != 0
             assert noticed or world.active_s - since < NOTICED_S, f"nobody noticed that {name} is dead"
@@ -229,6 +250,11 @@ class Invariants:
     def over(self) -> None:
         """Be told that the main thread has heard of the end."""
         self._over_s = self._world.active_s
+
+    def last_resort(self, *, had_to: bool) -> None:
+        """Check that the main thread stops Postgres only where an actor that should have done it is dead."""
+        dead = {SUPERVISOR, POSTGRES} & self._world.planted
+        assert not had_to or dead, "Postgres was left to the last resort, and nobody was dead"
 
     def ended(self, report: ExitReport) -> None:
         """Check what a process that ended by itself leaves."""

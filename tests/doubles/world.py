@@ -153,6 +153,8 @@ class World:
         self.lives += 1
         self.changes: list[StatusChanged] = []
         self.waiting: list[Waiting] = []
+        self.planted: set[str] = set()
+        """Which actors have a reason to die."""
         self.stop_asked_s: float | None = None
         """When the node was first told to end, in active seconds."""
         self.settings = self._settings(changes)
@@ -239,7 +241,9 @@ class World:
 
     def _last_resort(self, budget_s: float) -> bool:
         self._go_on_meanwhile()
-        return self.machine.last_resort(budget_s)
+        had_to = self.machine.last_resort(budget_s)
+        self.invariants.last_resort(had_to=had_to)
+        return had_to
 
     def _go_on_meanwhile(self) -> None:
         """Let the threads of actors and jobs do some more while the main thread does something."""
@@ -325,8 +329,11 @@ class World:
     def set_the_wall_clock(self) -> None:
         self.clock.wall_is_off_by_s += self.random.choice([-HOUR_S, HOUR_S])
 
-    def plant_a_bug(self) -> None:
-        self.runtime.ref(self.random.choice([name for name in self.actors if name != "listener"])).tell(Bug())
+    def plant_a_bug(self, actor: str | None = None) -> None:
+        """Let an actor, a drawn one by default, come upon a message of which it dies."""
+        name = actor or self.random.choice([name for name in self.actors if name != "listener"])
+        self.planted.add(name)
+        self.runtime.ref(name).tell(Bug())
 
     def break_something(self) -> None:
         """Turn one switch of the world the wrong way."""

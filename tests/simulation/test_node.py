@@ -24,7 +24,7 @@ from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.spec import ComputeSpec
 
 from doubles.specs import a_spec, with_role
-from doubles.world import Bug, World
+from doubles.world import World
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
 """How many are tried that are always the same, and as many again that are not."""
@@ -204,7 +204,7 @@ def test_a_dead_actor_stops_postgres_and_fails_the_node(
     "actor", ["supervisor", "postgres_process", "configurator", "activity_monitor", "http_facade"]
 )
 def test_the_death_of_any_actor_ends_postgres_and_the_node(quiet: World, actor: str) -> None:
-    quiet.runtime.ref(actor).tell(Bug())
+    quiet.plant_a_bug(actor)
     while not quiet.over:
         assert quiet.runtime.step()
     assert quiet.finish().code == 1
@@ -307,7 +307,7 @@ def test_a_postgres_that_is_launched_while_the_node_dies_is_stopped_too(world: W
     world.machine.faults.launch_takes_s = 1.0
     world.boot(a_spec())
     world.runtime.settle()
-    world.runtime.ref("supervisor").tell(Bug())
+    world.plant_a_bug("supervisor")
     world.runtime.run(until=lambda: world.over)
     world.finish(launch_ends_between=True)
     assert not alive(world)
