@@ -110,7 +110,9 @@ class Machine:
         self.served: int | None = None
         """The cluster that was served last."""
         self.fresh = False
-        """The next start may replace it."""
+        """This life may replace it, by one that it makes."""
+        self.may_serve: set[int] = set()
+        """Which clusters may be served from now on, once one was."""
         self.broken: dict[str, str] = {}
         self.held = False
         self.connection_lost = False
@@ -159,6 +161,8 @@ class Machine:
     def _write_cluster(self, path: Path, step: Callable[[], None] = lambda: None) -> int:
         number = len(self.clusters) + 1
         self.clusters[number] = FakeAdministration()
+        if self.fresh:
+            self.may_serve.add(number)
         for name in CLUSTER:
             step()
             file = path / name
@@ -239,11 +243,12 @@ class Machine:
         cluster = self.cluster_at(pgdata)
         if cluster is None or not Path(pgdata, MARKER).exists():
             self.violations.append("a folder was served that is not complete, or has no marker")
-        if self.served is not None and self.served != cluster and not self.fresh:
+        if self.served is not None and cluster not in {self.served, *self.may_serve}:
             self.violations.append("another cluster is served than the one before")
         if REFUSED_SETTING in Path(pgdata, "postgresql.conf").read_text():
             self.violations.append("Postgres was started with a configuration that it refuses")
-        self.served, self.fresh = cluster, False
+        self.served = cluster
+        self.may_serve.clear()
         self.launched += 1
         self.postmaster, process.leads = process, True
         process.ready_at = self.clock.now() + self.faults.ready_after_s

@@ -158,7 +158,7 @@ class World:
         self.stop_asked_s: float | None = None
         """When the node was first told to end, in active seconds."""
         self.settings = self._settings(changes)
-        self.machine.fresh |= self.settings.fresh
+        self.machine.fresh = self.settings.fresh
         self.servers = FakeServers(taken=self.servers.taken)
         runtime = self.runtime
         self.ref = runtime.ref("supervisor")
@@ -191,7 +191,7 @@ class World:
         fields: dict[str, Any] = {"pgdata": self.machine.pgdata, "config_path": "/some/config.json"}
         if self.drawn:
             fields["dev"] = self.random.random() < 0.3
-            fields["fresh"] = self.random.random() < 0.1
+            fields["fresh"] = self.random.random() < 0.25
             fields["set_aside_pgdata"] = self.random.random() < 0.1
         return settings(**(fields | changes))
 
@@ -234,6 +234,7 @@ class World:
         if self.runtime.abandoned:
             report = ExitReport(EXIT_FAILED, f"{self.runtime.abandoned[0]} and nobody was left to handle it")
         else:
+            assert self.runtime.cell("supervisor").dead == "it was stopped", "nobody was told of its death"
             report = self.exit.get(0)
         self.ends.append(report)
         self.invariants.ended(report)
@@ -417,6 +418,11 @@ class World:
         self.boot(with_role("a"), fresh=False, set_aside_pgdata=False)
         self.rest()
         self.invariants.healed()
+        self.break_something()
+        self.watch(self.random.choice([1.0, 5.0, 20.0]))
+        self.mend()
+        self.rest()
+        self.invariants.came_right()
         self.signal()
         self.live_on(acts=0, killed_with=0.0)
 
@@ -474,6 +480,12 @@ class World:
                 break
         message = f"the node does not end: {self.supervisor.state.phase}, {self.supervisor.state.status}"
         raise AssertionError(message)
+
+    def watch(self, seconds: float) -> None:
+        """Let that much time pass, as long as the process lives."""
+        end = self.active_s + seconds
+        while not (self.over or self.machine.died) and self.active_s < end and self.runtime.step():
+            pass
 
     def rest(self) -> None:
         """Let time pass until all has come right, and a little longer; at most PATIENCE_S, while the process lives."""
