@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet
 JOBS ?= 2
 
-.PHONY: run test matrix schemathesis bench lint format types check mutation lock clean
+.PHONY: run test matrix simulation-bites soak schemathesis bench lint format types check mutation lock clean
+
 
 run: $(VENV)/.run
 	@$(BIN)/compute-node demo $(ARGS)
@@ -16,6 +17,10 @@ test: $(VENV)/.dev
 # Every case of every matrix, of which `make test` takes samples; the tables go into docs/.
 matrix: $(VENV)/.dev
 	MATRIX=all MATRIX_REPORT=docs $(BIN)/pytest -m matrix -n $(JOBS) $(ARGS)
+
+# Plants faults into the code, one after the other, and prints how many seeds the simulation took to find each.
+simulation-bites: $(VENV)/.dev
+	$(BIN)/python tests/simulation/bites.py $(ARGS)
 
 schemathesis: $(VENV)/.dev
 	SCHEMATHESIS_EXAMPLES=200 $(BIN)/pytest tests/integration/test_openapi_on_a_node.py $(ARGS)

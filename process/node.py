@@ -11,6 +11,7 @@ from typing import Final
 
 from ..actors.kit.actor import Pending
 from ..actors.system import Launch, System
+from ..messages.base import ActorUnavailableError
 from ..messages.lifecycle import (
     EXIT_FAILED,
     ActorFailed,
@@ -132,7 +133,11 @@ class _News:
 
     def report(self, exiting: Pending[ExitReport]) -> ExitReport:
         if self._fatal.empty():
-            return exiting.get(0)
+            try:
+                return exiting.get(0)
+            except ActorUnavailableError as error:  # it died this moment; `abandoned` is about to be called
+                log.error("nobody was left to end the node: %s", error)  # noqa: TRY400 - an actor's death was logged
+                return ExitReport(EXIT_FAILED, str(error))
         failure = self._fatal.get()
         log.error("%s died and nobody was left to handle it: %s", failure.actor, failure.error)
         return ExitReport(EXIT_FAILED, f"the actor {failure.actor} died: {failure.error}")

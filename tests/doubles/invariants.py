@@ -80,8 +80,12 @@ class Invariants:
         assert not world.machine.violations, world.machine.violations
         if world.machine.died:
             return
-        if world.supervisor.state is not self._state:
-            self._state = world.supervisor.state
+        before, self._state = self._state, world.supervisor.state
+        if before is not self._state:
+            if self._state.status is Status.RUNNING and (
+                before is None or before.status is not Status.RUNNING
+            ):
+                self._applied()
             self._status()
             self._readiness()
             self._waiters()
@@ -118,8 +122,6 @@ class Invariants:
             assert change.old is before.new, f"after {before}: {change}"
             assert change.new is not change.old, f"written twice: {change}"
             assert change.new in TRANSITIONS[change.old].values(), change
-        if change.new is Status.RUNNING and change.error is None:
-            self._applied()
 
     def _applied(self) -> None:
         world, spec = self._world, self._world.supervisor.state.spec

@@ -19,14 +19,16 @@ from unittest import mock
 
 from compute_node.actors.activity_monitor.reach import Observation, Reach
 from compute_node.actors.configurator.port import Administration, AdministrationError, Order, Report
+from compute_node.actors.kit.failpoints import Interruptible
 from compute_node.actors.kit.jobs import Blocked, Cancellation
-from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.actors.kit.simulated import SimulatedFailpoints, SimulatedRuntime
 from compute_node.actors.postgres_process import folder, orphans, run_folders, server
 from compute_node.actors.postgres_process.control import _HEAD, ClusterState
 from compute_node.actors.postgres_process.disk import Area
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
 from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, PostgresError
 from compute_node.actors.postgres_process.sources import Source, SourceError
+from compute_node.messages.failpoints import Failpoint, FailpointError
 from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.settings import NodeSettings, SourceName
 from compute_node.messages.spec import ComputeSpec
@@ -49,6 +51,29 @@ SHARED_MEMORY: Final = "/dev/shm"
 
 class Died(Blocked):
     """The node's process was killed while it did this."""
+
+
+class MachineFailpoints(SimulatedFailpoints):
+    """Kills the node's process at a named step, or lets the step fail, once."""
+
+    def __init__(self, machine: "Machine") -> None:
+        super().__init__(machine.clock)
+        self._machine = machine
+        self.dies_at: Failpoint | None = None
+        self.fails_at: Failpoint | None = None
+
+    @override
+    def is_armed(self, failpoint: Failpoint) -> bool:
+        return failpoint in {self.dies_at, self.fails_at}
+
+    @override
+    def act(self, failpoint: Failpoint, job: Interruptible) -> None:
+        if failpoint is self.dies_at:
+            self._machine.died = True
+            raise Died
+        self.fails_at = None
+        msg = f"planted at {failpoint.value}"
+        raise FailpointError(msg)
 
 
 @dataclass(eq=False)

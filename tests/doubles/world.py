@@ -20,9 +20,11 @@ from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
 from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
+from compute_node.actors.supervisor.state import Step
 from compute_node.actors.supervisor.turn import Moment
 from compute_node.messages.base import Message, Request
 from compute_node.messages.catalog import ApplyFailed, SpecApplied
+from compute_node.messages.failpoints import Failpoint
 from compute_node.messages.lifecycle import (
     EXIT_FAILED,
     AwaitExit,
@@ -60,6 +62,7 @@ from doubles.machine import (
     Hardships,
     Machine,
     MachineAdministration,
+    MachineFailpoints,
     MachineObserver,
     SimulatedServer,
 )
@@ -75,6 +78,8 @@ PATIENCE_S: Final = 90.0
 """How long a quiet world may take to come right: longer than anything that ends by itself."""
 STAYS_S: Final = 3.0
 """How long it is watched after that."""
+MAY_FAIL: Final = [step for step in Failpoint if step not in {Failpoint.OBSERVE, Failpoint.EXIT_SEEN}]
+"""At the others an error is the death of the actor, as it should be."""
 HOUR_S: Final = 3_600.0
 
 
@@ -103,8 +108,8 @@ class Waiting:
 class World:
     """One node and everybody around it, over all its lives. To be closed."""
 
-    step_of_the_wall_clock_s = 0.0
-    """By how much the wall clock jumps, back and forth, at each step."""
+    wall_clock_jumps_by_s = 0.0
+    """Back and forth, at each step."""
 
     def __init__(
         self, seed: int, *, drawn: bool = False, kind: PgdataKind = PgdataKind.ABSENT, mount: bool = False
@@ -161,6 +166,7 @@ class World:
         self.machine.fresh = self.settings.fresh
         self.servers = FakeServers(taken=self.servers.taken)
         runtime = self.runtime
+        self.failpoints = runtime.failpoints = MachineFailpoints(self.machine)
         self.ref = runtime.ref("supervisor")
         self.supervisor = Supervisor(
             self.settings,
@@ -197,13 +203,16 @@ class World:
 
     def _after_step(self) -> None:
         self.invariants.check()
-        self.step_of_the_wall_clock_s *= -1
-        self.clock.wall_is_off_by_s += self.step_of_the_wall_clock_s
+        self.wall_clock_jumps_by_s *= -1
+        self.clock.wall_is_off_by_s += self.wall_clock_jumps_by_s
 
     def _changed(self, change: StatusChanged) -> None:
         self.changes.append(change)
         self.reached.add(change.new)
-        self.invariants.status_changed(change)
+        try:
+            self.invariants.status_changed(change)
+        except AssertionError as error:  # here it would only be the death of the listener
+            self.machine.violations.append(str(error))
 
     @property
     def active_s(self) -> float:
@@ -296,7 +305,7 @@ class World:
             (4, self.mend),
             (2, self.terminate),
             (2, self.signal),
-            (2, self.say_something_late),
+            (2 if self.supervisor.state.attempt is None else 12, self.say_something_late),
             (1, self.machine.crash),
             (1, self.crash_a_backend),
             (2, self.set_the_wall_clock),
@@ -312,20 +321,21 @@ class World:
 
     def say_something_late(self) -> None:
         """Let the outcome of an operation that is not under way come again."""
+        attempt = self.supervisor.state.attempt
         number = self.supervisor.state.operation - 1
-        outcomes: list[Message] = [
-            ConfigurationAccepted(number),
-            ConfigurationRefused(number, "late"),
-            PgdataPrepared(number, kept=False, took_ms=1),
-            PgdataFailed(number, "late"),
-            PostgresReady(number, 1, 1),
-            PostgresStartFailed(number, "late"),
-            ConfigurationInstalled(number),
-            ConfigurationInstallFailed(number, "late"),
-            SpecApplied(number, 1, 1),
-            ApplyFailed(number, "late"),
-        ]
-        self.ref.tell(self.random.choice(outcomes))
+        steps = [step for step in Step if step is not Step.ABORTING]
+        awaited = self.random.choice(steps) if attempt is None or attempt.step not in steps else attempt.step
+        outcomes: dict[Step, tuple[Message, ...]] = {
+            Step.CHECKING: (ConfigurationAccepted(number), ConfigurationRefused(number, "late")),
+            Step.PREPARING: (
+                PgdataPrepared(number, kept=False, took_ms=1),
+                PgdataFailed(number, "late"),
+            ),
+            Step.STARTING: (PostgresReady(number, 1, 1), PostgresStartFailed(number, "late")),
+            Step.INSTALLING: (ConfigurationInstalled(number), ConfigurationInstallFailed(number, "late")),
+            Step.APPLYING: (SpecApplied(number, 1, 1), ApplyFailed(number, "late")),
+        }
+        self.ref.tell(self.random.choice(outcomes[awaited]))
 
     def set_the_wall_clock(self) -> None:
         self.clock.wall_is_off_by_s += self.random.choice([-HOUR_S, HOUR_S])
@@ -352,6 +362,7 @@ class World:
             (machine, "operations_left", self.random.randrange(3)),
             (self.observer, "reach", choice([Reach.FROZEN, Reach.UNREACHABLE, Reach.RECOVERING])),
             (self.observer, "takes_s", choice([1.0, 100.0])),
+            (self.failpoints, "fails_at", choice(MAY_FAIL)),
             (self.servers, "under_way", 1),
             (self.servers, "ends_early", {choice(SERVERS)}),
         ]
@@ -378,6 +389,7 @@ class World:
         self.machine.operations_left = None
         self.observer.reach = Reach.UP
         self.observer.takes_s = 0.0
+        self.failpoints.fails_at = None
         self.servers.under_way = 0
         self.servers.ends_early = set()
         self.servers.taken = None
@@ -435,8 +447,14 @@ class World:
     def live(self) -> ExitReport | None:
         """Live one life of a drawn kind; None when it was killed."""
         is_killed = self.random.random() < 0.5
-        if is_killed and self.random.random() < 0.6:
-            self.machine.doomed_in = self.random.randrange(1, 60)
+        if is_killed:
+            match self.random.randrange(3):
+                case 0:
+                    self.machine.doomed_in = self.random.randrange(1, 60)
+                case 1:
+                    self.failpoints.dies_at = self.random.choice(list(Failpoint))
+                case _:
+                    pass
         return self.live_on(
             acts=self.random.randrange(8),
             killed_with=0.03 if is_killed else 0.0,

@@ -6,7 +6,6 @@ and what the failure said; it fails when one is not found. Names may be given to
 
 import contextlib
 import functools
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,7 +42,8 @@ from compute_node.messages.postgres import (
     StartPostgres,
     StopRung,
 )
-from doubles.world import World
+
+from simulation.lives import FoundError, check
 
 SEEDS: Final = 1_000
 
@@ -70,17 +70,12 @@ class Found:
 
 def find(bite: Bite, *, seeds: int = SEEDS, first: int = 0) -> Found | None:
     """Plant it and live until something is found."""
-    logging.disable()
-    try:
-        with bite.plant():
-            for seed in range(first, first + seeds):
-                with World(seed, drawn=True) as world:
-                    try:
-                        world.live_all()
-                    except AssertionError as error:
-                        return Found(seed - first + 1, str(error).partition("\n")[0])
-    finally:
-        logging.disable(logging.NOTSET)
+    with bite.plant():
+        for seed in range(first, first + seeds):
+            try:
+                check(seed)
+            except FoundError as error:
+                return Found(seed - first + 1, error.said)
     return None
 
 

@@ -1,13 +1,7 @@
 """The whole node from a seed: any order of messages, faults, requests and deaths keeps the promises."""
 
-import contextlib
-import logging
 import os
-import subprocess
-import zlib
 from collections.abc import Iterator
-from datetime import date
-from pathlib import Path
 
 import pytest
 from compute_node.actors.activity_monitor.reach import Reach
@@ -25,6 +19,8 @@ from compute_node.messages.spec import ComputeSpec
 
 from doubles.specs import a_spec, with_role
 from doubles.world import World
+from fix_matrix import seed as matrix_seed
+from simulation.lives import check, live, told
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
 """How many are tried that are always the same, and as many again that are not."""
@@ -32,51 +28,15 @@ BLOCK = 50
 """Seeds in one test, so that a failing one is found without a test for each."""
 
 
-def rotation() -> str:
-    """Return what the other seeds are drawn from: the commit, so that each brings new ones and can be told again."""
-    if given := os.environ.get("SIMULATION_ROTATION"):
-        return given
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607 - wherever it is
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or date.today().isoformat()  # noqa: DTZ011 - any day will do
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep thousands of lives from filling the log."""
-    logging.disable()
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def live(seed: int) -> World:
-    """Live all the lives of a seed; says how to replay it when it fails."""
-    with silence(), World(seed, drawn=True) as world:
-        try:
-            world.live_all()
-        except AssertionError as error:
-            trace = "\n".join(world.runtime.trace[-80:])
-            how = f"SIMULATION_SEED={seed} pytest tests/simulation/test_node.py -k replay"
-            pytest.fail(f"seed {seed}: {error}\nreplay it by {how}; its end:\n{trace}")
-    return world
-
-
 def rotated(block: int) -> int:
-    """Return the first seed of a block that is another one for each commit."""
-    return 1_000_000 + zlib.crc32(rotation().encode()) % 1_000_000 * 1_000 + block * BLOCK
+    """Return the first seed of a block that is another one on each commit."""
+    return 1_000_000 + matrix_seed() * 1_000 + block * BLOCK
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_whatever_happens_the_node_ends_in_order_and_everybody_is_answered(first: int) -> None:
     for seed in range(first, first + BLOCK):
-        live(seed)
+        check(seed)
 
 
 @pytest.mark.parametrize("block", range(SEEDS // BLOCK))
@@ -84,34 +44,16 @@ def test_whatever_else_happens_too(block: int) -> None:
     first = rotated(block)
     print(f"seeds from {first}")  # noqa: T201 - shown when one fails
     for seed in range(first, first + BLOCK):
-        live(seed)
+        check(seed)
 
 
 def test_the_same_seed_lives_the_same_life() -> None:
-    assert traced(7) == traced(7)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_wall_clock_decides_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = traced(seed)
-    monkeypatch.setattr(World, "step_of_the_wall_clock_s", 3_600.0)
-    assert traced(seed) == undisturbed
-
-
-def traced(seed: int) -> list[str]:
-    """Return all that happened, without what shows the wall clock or the place of the folder."""
-    with silence(), World(seed, drawn=True) as world:
-        world.live_all()
-        return [
-            line
-            for line in world.runtime.trace
-            if str(world.machine.root) not in line and "Observed" not in line
-        ]
+    assert told(live(7)) == told(live(7))
 
 
 @pytest.mark.skipif("SIMULATION_SEED" not in os.environ, reason="replays one seed, given by SIMULATION_SEED")
 def test_replay_of_one_seed() -> None:
-    assert live(int(os.environ["SIMULATION_SEED"])).exit.done
+    check(int(os.environ["SIMULATION_SEED"]))
 
 
 def test_the_seeds_reach_every_end_and_every_status() -> None:
