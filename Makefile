@@ -7,7 +7,6 @@ JOBS ?= 2
 
 .PHONY: run test matrix simulation-bites soak schemathesis bench lint format types check mutation lock clean
 
-
 run: $(VENV)/.run
 	@$(BIN)/compute-node demo $(ARGS)
 
@@ -21,6 +20,10 @@ matrix: $(VENV)/.dev
 # Plants faults into the code, one after the other, and prints how many seeds the simulation took to find each.
 simulation-bites: $(VENV)/.dev
 	$(BIN)/python tests/simulation/bites.py $(ARGS)
+
+# Random operations and faults on a real node, and seeds of the simulation, with bounds on what they take.
+soak: $(VENV)/.dev
+	SOAK_MINUTES=$${SOAK_MINUTES:-30} $(BIN)/pytest tests/soak -n 2 -rP -p no:randomly $(ARGS)
 
 schemathesis: $(VENV)/.dev
 	SCHEMATHESIS_EXAMPLES=200 $(BIN)/pytest tests/integration/test_openapi_on_a_node.py $(ARGS)

@@ -42,7 +42,7 @@ def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
     ending = turn.state.ending
     if message.actor == POSTGRES:
         # Nobody is left who could stop Postgres in order: the main thread does it, as its last resort.
-        turn.finish()
+        turn.give_up()
     elif message.actor == HTTP and turn.state.phase in {Phase.LINGERING, Phase.CLOSING}:
         turn.finish()
     elif ending is None and turn.state.phase is Phase.LINGERING:
@@ -163,7 +163,7 @@ def stop_overdue(turn: Turn, _: StopOverdue, __: int | None) -> None:
     error = "Postgres was not reported stopped within the stop budget"
     turn.log(logging.ERROR, f"{error}; the process ends and stops it as a last resort")
     turn.broken(error)
-    turn.finish()
+    turn.give_up()
 
 
 def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:

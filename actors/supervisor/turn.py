@@ -294,6 +294,12 @@ class Turn:
         self.tell(HTTP, StopServing(DRAIN_S))
         self.effects.append(After(CLOSING_S, ClosingOverdue()))
 
+    def give_up(self) -> None:
+        """Let the process end although Postgres may live; nobody is told that it is gone."""
+        if self.state.ending is not None:
+            self.set(ending=replace(self.state.ending, waiters=()))  # they hear that the node cannot answer any more
+        self.finish()
+
     def finish(self) -> None:
         """Let the process end; nobody is left waiting."""
         if self.state.phase is Phase.OVER:

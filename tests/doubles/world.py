@@ -286,6 +286,37 @@ class World:
         self._stop_was_asked()
         self.ref.tell(SignalReceived("SIGTERM"))
 
+    def end_somehow(self) -> None:
+        """Tell the node to end, sometimes when that is hard."""
+        faults = self.machine.faults
+        match self.random.randrange(8):
+            case 0:
+                faults.stop_takes_s = 100.0
+            case 1:
+                faults.ignores = frozenset({StopRung.FAST, StopRung.IMMEDIATE})
+            case 2:
+                faults.tidy_takes_s = 1_000.0
+            case 3:
+                self.machine.held = True
+                self.configure(with_role("c"))
+                self.soon(lambda: self.ask(GetStatus()))
+                self.soon(self.signal)
+                self._stop_was_asked()
+                return
+            case _:
+                pass
+        self.random.choice([self.signal, self.terminate])()
+
+    def soon(self, action: Callable[[], object]) -> None:
+        """Do this in a moment, if the process is the same then."""
+        life = self.lives
+
+        def act() -> None:
+            if self.lives == life and not self.over:
+                action()
+
+        self.runtime.later(self.random.choice([0.1, 1.0]), act)
+
     def _stop_was_asked(self) -> None:
         if self.stop_asked_s is None:
             self.stop_asked_s = self.active_s
@@ -300,7 +331,10 @@ class World:
         actions: list[tuple[int, Callable[[], object]]] = [
             (8, lambda: self.configure(self.some_spec())),
             (4, self.reread_configuration),
-            (4, lambda: self.ask(self.random.choice([GetStatus(), GetReadiness()]))),
+            (
+                4 if self.supervisor.state.attempt is None else 12,
+                lambda: self.ask(self.random.choice([GetStatus(), GetReadiness()])),
+            ),
             (6, self.break_something),
             (4, self.mend),
             (2, self.terminate),
@@ -493,7 +527,7 @@ class World:
                 self.invariants.came_right()
                 continue
             elif not acts and self.stop_asked_s is None:
-                self.signal()
+                self.end_somehow()
             if not self.runtime.step() and self.stop_asked_s is not None:
                 break
         message = f"the node does not end: {self.supervisor.state.phase}, {self.supervisor.state.status}"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from compute_node.actors.activity_monitor.reach import Reach
+from compute_node.messages.base import ActorUnavailableError
 from compute_node.messages.lifecycle import (
     Condition,
     Configured,
@@ -253,3 +254,17 @@ def test_a_postgres_that_is_launched_while_the_node_dies_is_stopped_too(world: W
     world.runtime.run(until=lambda: world.over)
     world.finish(launch_ends_between=True)
     assert not alive(world)
+
+
+def test_nobody_is_told_that_postgres_is_gone_before_it_is(quiet: World) -> None:
+    quiet.machine.faults.stop_takes_s = 10.0
+    terminate = quiet.terminate()
+    quiet.runtime.settle()
+    quiet.plant_a_bug("postgres_process")
+    while not quiet.over:
+        assert quiet.runtime.step()
+    assert not terminate.pending.done
+    assert quiet.finish().code == 1
+    assert not alive(quiet)
+    with pytest.raises(ActorUnavailableError):
+        terminate.pending.get(0)
