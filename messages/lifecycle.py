@@ -143,6 +143,15 @@ class Terminated(Message, frozen=True):
     repeated: bool = False
 
 
+class TerminateFailed(Message, frozen=True):
+    """Nobody knows whether Postgres is gone; the process ends, and stops it as a last resort."""
+
+    error: str
+
+
+TerminateOutcome: TypeAlias = Terminated | TerminateFailed
+
+
 class ExitReport(Message, frozen=True):
     """How the process is to end; `code` is one of the exit codes below."""
 
@@ -171,8 +180,8 @@ class Configure(Request[ConfigureOutcome], frozen=True):
     spec: ComputeSpec
 
 
-class Terminate(Request[Terminated], frozen=True):
-    """Stop Postgres and the node; answered when Postgres is gone."""
+class Terminate(Request[TerminateOutcome], frozen=True):
+    """Stop Postgres and the node; answered when Postgres is gone, or when that is given up."""
 
     mode: ShutdownMode
 

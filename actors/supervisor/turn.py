@@ -21,6 +21,7 @@ from ...messages.lifecycle import (
     Status,
     StatusChanged,
     Terminated,
+    TerminateFailed,
 )
 from ...messages.postgres import (
     CheckConfiguration,
@@ -295,9 +296,11 @@ class Turn:
         self.effects.append(After(CLOSING_S, ClosingOverdue()))
 
     def give_up(self) -> None:
-        """Let the process end although Postgres may live; nobody is told that it is gone."""
-        if self.state.ending is not None:
-            self.set(ending=replace(self.state.ending, waiters=()))  # they hear that the node cannot answer any more
+        """Let the process end although Postgres may live: nobody is told that it is gone."""
+        ending = self.state.ending
+        if ending is not None:
+            self.answer(ending.waiters, TerminateFailed(self.state.error or "unknown error"))
+            self.set(ending=replace(ending, waiters=()))
         self.finish()
 
     def finish(self) -> None:

@@ -1,10 +1,11 @@
 """`POST /terminate`: stop Postgres and the node, and wait until Postgres is gone."""
 
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 
-from ...messages.lifecycle import ShutdownMode, Terminate
+from ...messages.lifecycle import ShutdownMode, Terminate, Terminated, TerminateFailed
+from ..errors import ApiError, ErrorBody
 from ..table import Answer, Call, Route, Shape
 from ..waiting import STOP_MARGIN_S
 
@@ -24,8 +25,14 @@ class TerminateAnswer(msgspec.Struct, frozen=True):
 def _terminate(call: Call) -> Answer:
     query = call.query(TerminateQuery)
     mode = ShutdownMode.FAST if query is None else query.mode
-    ended = call.wait(Terminate(mode), call.node.stop_timeout_s + STOP_MARGIN_S)
-    return Answer(TerminateAnswer(ended.lsn), status=201 if ended.repeated else 200)
+    outcome = call.wait(Terminate(mode), call.node.stop_timeout_s + STOP_MARGIN_S)
+    match outcome:
+        case Terminated(lsn, repeated):
+            return Answer(TerminateAnswer(lsn), status=201 if repeated else 200)
+        case TerminateFailed(error):
+            raise ApiError(500, error)
+        case _:
+            assert_never(outcome)
 
 
 ROUTES: Final = (
@@ -40,6 +47,7 @@ ROUTES: Final = (
         responses={
             200: Shape("Postgres is gone.", TerminateAnswer),
             201: Shape("Postgres had been gone already.", TerminateAnswer),
+            500: Shape("The stop was given up; the process ends, and kills Postgres if it must.", ErrorBody),
         },
     ),
 )

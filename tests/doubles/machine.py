@@ -61,6 +61,7 @@ class MachineFailpoints(SimulatedFailpoints):
         self._machine = machine
         self.dies_at: Failpoint | None = None
         self.fails_at: Failpoint | None = None
+        self.failed: set[Failpoint] = set()
 
     @override
     def is_armed(self, failpoint: Failpoint) -> bool:
@@ -72,6 +73,7 @@ class MachineFailpoints(SimulatedFailpoints):
             self._machine.died = True
             raise Died
         self.fails_at = None
+        self.failed.add(failpoint)
         msg = f"planted at {failpoint.value}"
         raise FailpointError(msg)
 

@@ -305,7 +305,10 @@ class World:
                 return
             case _:
                 pass
-        self.random.choice([self.signal, self.terminate])()
+        if self.random.random() < 0.5:
+            self.signal()
+        else:
+            self.terminate()
 
     def soon(self, action: Callable[[], object]) -> None:
         """Do this in a moment, if the process is the same then."""

@@ -63,6 +63,7 @@ from compute_node.messages.lifecycle import (
     StatusChanged,
     Terminate,
     Terminated,
+    TerminateFailed,
 )
 from compute_node.messages.postgres import (
     CheckConfiguration,
@@ -1159,7 +1160,7 @@ def test_a_stop_that_is_never_reported_is_the_reason_of_the_exit() -> None:
     life.hear(StopOverdue())
     reason = "Postgres was not reported stopped within the stop budget"
     assert life.answers[waiter] == ExitReport(1, reason)
-    assert life.answers[ending] == Terminated(lsn=None)
+    assert life.answers[ending] == TerminateFailed(reason)
     assert (life.state.phase, life.state.exit_waiters) == (Phase.OVER, ())
     asked_late = life.hear(AwaitExit())
     assert life.answers[asked_late] == ExitReport(1, reason)

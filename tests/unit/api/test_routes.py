@@ -26,6 +26,7 @@ from compute_node.messages.lifecycle import (
     Status,
     Terminate,
     Terminated,
+    TerminateFailed,
 )
 
 from doubles.node import CONFIGURE, RUNNING, Client, StubSupervisor, node
@@ -206,6 +207,12 @@ def test_a_termination_that_had_happened_already_is_201(client: Client, supervis
     supervisor.answers[Terminate] = Terminated(lsn="0/1", repeated=True)
     result = client("POST", "/terminate")
     assert (result.status_code, result.text) == (201, '{"lsn":"0/1"}')
+
+
+def test_a_termination_that_is_given_up_is_500(client: Client, supervisor: StubSupervisor) -> None:
+    supervisor.answers[Terminate] = TerminateFailed("Postgres was not reported stopped")
+    result = client("POST", "/terminate")
+    assert (result.status_code, result.json) == (500, {"error": "Postgres was not reported stopped"})
 
 
 def test_a_termination_is_waited_for_as_long_as_a_stop_may_take(
