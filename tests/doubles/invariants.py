@@ -238,8 +238,17 @@ class Invariants:
             if world.active_s - w.asked_active_s > world.settings.stop_timeout_s + MARGIN_S
         ]
         assert not late, f"a termination is not answered after {passed_s:g} s"
-        left = [process.program for process in world.machine.processes if process.alive]
+        left = [
+            process.program
+            for process in world.machine.processes
+            if process.alive and (self._has_looked or process.life == world.machine.life)
+        ]
         assert not left, f"{left} live {passed_s:g} s after the order to stop"
+
+    @property
+    def _has_looked(self) -> bool:
+        """Whether this life came so far as to judge the folder; before, it knows of no orphan."""
+        return self._world.server._judgement is not None
 
     # --- At the ends
 
@@ -277,7 +286,7 @@ class Invariants:
         assert report.code != 0 or not known, f"exit code 0, although these ended unasked: {known}"
         if report.code == 0:
             assert world.supervisor.state.status is Status.TERMINATED, world.supervisor.state.status
-            could_tidy = world.server._judgement is not None and not world.failpoints.failed & TIDYING
+            could_tidy = self._has_looked and not world.failpoints.failed & TIDYING
             assert not could_tidy or machine.left == [], f"an orderly end left {machine.left}"
         assert report.code in {0, 1, 75}
 

@@ -611,9 +611,9 @@ class SimulatedServer(server.Server):
     @override
     def tidy(self, cancellation: Cancellation) -> None:
         self.machine.take("tidy", self.machine.faults.tidy_takes_s)
-        if self.machine.postmaster is not None and self.machine.postmaster.alive:
-            self.machine.violations.append("cleaning up under a living postmaster")
         super().tidy(cancellation)
+        if self.machine.postmaster is not None and self.machine.postmaster.alive:
+            self.machine.violations.append("cleaned up under a living postmaster")
         if self.machine.faults.tidy_fails is not None:
             raise PostgresError(self.machine.faults.tidy_fails)
 
