@@ -167,7 +167,6 @@ class Turn:
                 starts=starts,
                 asked=asked,
                 waiters=waiters,
-                stage_began_s=self.now_s,
             ),
         )
         if not asked:
@@ -205,10 +204,10 @@ class Turn:
 
     # --- Ending
 
-    def stop_postgres(self, budget_s: float, *, hurry: bool = False) -> None:
+    def stop_postgres(self, budget_s: float) -> None:
         """Have Postgres stopped; what comes after it gets a share of the budget too."""
         share = max(0.5, budget_s * (1 - RESERVE))
-        self.tell(POSTGRES, StopPostgres(budget_s=share, hurry=hurry))
+        self.tell(POSTGRES, StopPostgres(budget_s=share))
         self.effects.append(After(share + OVERDUE_S, StopOverdue()))
 
     def terminate(

@@ -986,6 +986,10 @@ def test_a_dead_actor_ends_the_node_as_a_fast_termination_would() -> None:
     assert life.answers[waiter] == Terminated(lsn=None)
     assert (life.status(), life.reminder(LingerEnded)) == (Status.FAILED, 5)
     assert life.state.error == "the actor configurator died: boom"
+    assert life.state.ending.waiters == ()
+    assert [effect.text for effect in life.effects if isinstance(effect, Log)] == [
+        "Changing compute status from termination-pending-fast to failed"
+    ]
 
 
 def test_a_dead_actor_and_an_immediate_termination_do_not_linger() -> None:
@@ -1286,6 +1290,9 @@ def test_a_hangup_without_anybody_who_waits_is_carried_out() -> None:
     life = running(config_path="/c.json")
     decision = decide(life.state, RereadConfiguration(), Moment(0.0, 0.0), None)
     assert decision.effects == (ReadConfiguration(()),)
+    decision = decide(life.state, Configure(with_role("a")), Moment(0.0, 0.0), None)
+    assert decision.state.attempt is not None
+    assert decision.state.attempt.waiters == ()
     decision = decide(life.state, Terminate(FAST), Moment(0.0, 0.0), None)
     assert decision.state.ending is not None
     assert decision.state.ending.waiters == ()
@@ -1307,7 +1314,38 @@ def test_those_who_wait_for_a_termination_are_forgotten_once_they_are_answered()
 def test_a_postgres_that_ends_while_it_is_stopped_leaves_the_ending_as_it_is() -> None:
     life = running()
     life.hear(Terminate(FAST))
-    ending = life.state.ending
+    waiters = [ending.waiters for ending in (life.state.ending,) if ending is not None]
     life.hear(PostgresExited("it fell"))
-    assert life.state.ending == ending
+    assert [ending.waiters for ending in (life.state.ending,) if ending is not None] == waiters == [(1,)]
     assert life.status() is Status.TERMINATION_PENDING_FAST
+
+
+def test_a_dead_actor_refuses_a_request_that_is_still_in_preflight() -> None:
+    life = running()
+    waiter = life.hear(Configure(with_role("a")))
+    life.hear(ActorFailed("activity_monitor", "boom"))
+    assert not life.has_told(CancelApply)
+    assert isinstance(life.answers[waiter], ConfigureRefused)
+
+
+def test_the_log_tells_the_stages_of_a_start_and_which_operation_was_configured() -> None:
+    life = booted(a_spec())
+    life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=70), PostgresReady(1, 42, 90))
+    life.hear(SpecApplied(1, 3, 5))
+    (finished,) = [
+        effect.text for effect in life.effects if isinstance(effect, Log) and "finished" in effect.text
+    ]
+    assert '"basebackup_ms":70' in finished
+    assert '"start_postgres_ms":90' in finished
+    life.hear(
+        Configure(with_role("a")), ConfigurationAccepted(2), ConfigurationInstalled(2), SpecApplied(2, 1, 1)
+    )
+    told = "finished reconfiguration of compute node for operation unknown"
+    assert Log(logging.INFO, told) in life.effects
+
+
+def test_servers_that_start_after_the_start_has_failed_announce_no_wait_for_a_spec() -> None:
+    life = Life()
+    life.hear(Boot(a_spec()), PgdataInspected(PgdataKind.ABSENT), PgdataFailed(1, "disk full"))
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING), ServingStarted(3080, 3081))
+    assert life.effects == []
