@@ -173,8 +173,13 @@ def _first_line(path: str) -> str | None:
 # --- Writing ---------------------------------------------------------------------------------------------
 
 
-def write_file(path: str, content: bytes, *, mode: int = 0o600, account: Account | None = None) -> None:
-    """Write a file so that a crash leaves the old content or the new one, whole."""
+def write_file(
+    path: str, content: bytes, *, mode: int = 0o600, account: Account | None = None, sync: bool = True
+) -> None:
+    """Write a file so that a crash leaves the old content or the new one, whole.
+
+    Without `sync` only a crash of this process, not one of the machine: for what is synced later, or never needed.
+    """
     target = Path(path)
     temporary = target.with_name(f"{TEMPORARY}{target.name}")
     temporary.unlink(missing_ok=True)
@@ -185,12 +190,20 @@ def write_file(path: str, content: bytes, *, mode: int = 0o600, account: Account
                 os.fchown(descriptor, account.uid, account.gid)
             file.write(content)
             file.flush()
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         temporary.replace(target)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(str(target.parent))
+    if sync:
+        sync_folder(str(target.parent))
+
+
+def holds(path: str, content: bytes) -> bool:
+    """Whether that file is there with exactly this content."""
+    file = Path(path)
+    return file.is_file() and not file.is_symlink() and file.read_bytes() == content
 
 
 def sync_folder(path: str) -> None:
@@ -202,9 +215,9 @@ def sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
-def seal(folder: str, name: str, content: Seal, account: Account | None) -> None:
+def seal(folder: str, name: str, content: Seal, account: Account | None, *, sync: bool = True) -> None:
     """Write a token or a marker."""
-    write_file(f"{folder}/{name}", msgspec.json.encode(content), account=account)
+    write_file(f"{folder}/{name}", msgspec.json.encode(content), account=account, sync=sync)
 
 
 def make_folder(path: str, account: Account | None) -> None:

@@ -23,7 +23,7 @@ from ...postgres.connection import parse_connstr
 from ...postgres.hba import open_to_passwords
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
-from . import checking, children, cores, folder, launcher, orphans, readiness, reload, segments
+from . import checking, children, cores, folder, launcher, orphans, readiness, reload, segments, syncing
 from .control import read_state
 from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
@@ -278,7 +278,7 @@ class Server(Port):
             texts = {"postgresql.conf": conf.text, checking.AUTO_CONF: auto_conf, OVERRIDE_FILE: ""}
             for name, text in texts.items():
                 content = text.encode(errors="surrogateescape")
-                folder.write_file(f"{scratch}/{name}", content, account=self._account)
+                folder.write_file(f"{scratch}/{name}", content, account=self._account, sync=False)
             cancellation.reach(Failpoint.CHECK_WRITTEN)
             result = children.run(
                 [
@@ -340,11 +340,16 @@ class Server(Port):
             if not paths.is_mount:
                 folder.seal(paths.building, TOKEN, seal, self._account)
             cancellation.reach(Failpoint.PREPARE_TOKEN)
-            try:
-                self._source().build(paths.built, spec, cancellation)
-            except SourceError as error:
-                raise PostgresError(str(error)) from error
-            folder.seal(paths.built, TOKEN, seal, self._account)
+            with syncing.of_all(paths.building) as whole:
+                each = whole is None
+                try:
+                    self._source().build(paths.built, spec, cancellation, sync=each)
+                except SourceError as error:
+                    raise PostgresError(str(error)) from error
+                folder.seal(paths.built, TOKEN, seal, self._account, sync=each)
+                self._write_texts(paths.built, self._render(spec), cancellation, sync=each)
+                if whole is not None:
+                    whole.sync()
             cancellation.reach(Failpoint.PREPARE_UNSEALED)
             folder.seal(paths.built, MARKER, seal, self._account)
             folder.sync_folder(paths.building)
@@ -449,26 +454,33 @@ class Server(Port):
 
     def _write_files(self, conf: ConfText, cancellation: Cancellation) -> None:
         pgdata, account = self._pgdata, self._account
-        folder.write_file(f"{pgdata}/postgresql.conf", conf.text.encode(), account=account)
-        cancellation.reach(Failpoint.FILES_CONF)
         if self._tamed is not None:
             auto_conf = f"{pgdata}/{checking.AUTO_CONF}"
             folder.write_file(f"{pgdata}/{REFUSED_AUTO_CONF}", Path(auto_conf).read_bytes(), account=account)
             folder.write_file(auto_conf, self._tamed.encode(errors="surrogateescape"), account=account)
-        # Empty: a crash may have left the limit lifted, and Postgres logs it when the file is not there.
-        folder.write_file(f"{pgdata}/{OVERRIDE_FILE}", b"", account=account)
-        hba = Path(pgdata, "pg_hba.conf")
-        before = hba.read_text(encoding="utf-8", errors="surrogateescape") if hba.exists() else ""
-        after = open_to_passwords(before)
-        if after != before:
-            folder.write_file(str(hba), after.encode(errors="surrogateescape"), account=account)
-            log.info("updated pg_hba.conf to allow external connections")
-        else:
-            log.info("pg_hba.conf is up-to-date")
+        self._write_texts(pgdata, conf, cancellation, sync=True)
         self._socket_folder = socket_folder(pgdata, account)
         remove_private(self._socket_folder, account)
         make_private(self._socket_folder, account)
         self._shared_memory = link_shared_memory(pgdata, account)
+
+    def _write_texts(self, where: str, conf: ConfText, cancellation: Cancellation, *, sync: bool) -> None:
+        """Write what we have to say in a PGDATA, as far as it does not stand there yet."""
+        hba = Path(where, "pg_hba.conf")
+        before = hba.read_text(encoding="utf-8", errors="surrogateescape") if hba.exists() else ""
+        after = open_to_passwords(before)
+        # The override is empty: a crash may have left the limit lifted, and Postgres logs it when there is none.
+        texts = {"postgresql.conf": conf.text, OVERRIDE_FILE: "", hba.name: after}
+        for name, text in texts.items():
+            content = text.encode(errors="surrogateescape")
+            if not folder.holds(f"{where}/{name}", content):
+                folder.write_file(f"{where}/{name}", content, account=self._account, sync=sync)
+            if name == "postgresql.conf":
+                cancellation.reach(Failpoint.FILES_CONF)
+        if after != before:
+            log.info("updated pg_hba.conf to allow external connections")
+        else:
+            log.info("pg_hba.conf is up-to-date")
 
     @override
     def await_ready(self, limit_s: float | None, cancellation: Cancellation) -> bool:

@@ -1,10 +1,11 @@
 """Making a whole new folder durable by one system call: a thousand files, each with its own flush, take longer."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 REPORTS_ERRORS_SINCE: Final = (5, 8)
 """The first Linux whose syncfs fails when something could not be written."""
@@ -13,18 +14,10 @@ OTHERS_DIRTY: Final = 128 << 20
 
 
 class FileSystemSync:
-    """One sync of the file system that a folder lies on; opened before the first write that it is to cover."""
+    """One sync of the file system that a descriptor lies on; opened before the first write that it is to cover."""
 
-    def __init__(self, folder: str) -> None:
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._descriptor)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
     def sync(self) -> None:
         """Return when everything is on the disk. Raises OSError when something written since could not be."""
@@ -33,7 +26,20 @@ class FileSystemSync:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syncfs(self._descriptor) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise OSError(number, f"the new cluster could not be written to the disk: {os.strerror(number)}")
+
+
+@contextlib.contextmanager
+def of_all(folder: str) -> Iterator[FileSystemSync | None]:
+    """Give the sync of the file system that this folder lies on; None where each file is to be synced instead."""
+    if not is_wise(os.uname().release, _memory()):
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield FileSystemSync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_wise(release: str, meminfo: str) -> bool:
@@ -45,10 +51,8 @@ def is_wise(release: str, meminfo: str) -> bool:
     return bool(waiting) and sum(map(int, waiting)) * 1024 <= OTHERS_DIRTY
 
 
-def is_wise_here() -> bool:
-    """Judge this machine as it is now."""
+def _memory() -> str:
     try:
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+        return Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
-        return False
-    return is_wise(os.uname().release, meminfo)
+        return ""

@@ -22,7 +22,7 @@ from compute_node.actors.configurator.port import Administration, Administration
 from compute_node.actors.kit.failpoints import Interruptible
 from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.actors.kit.simulated import SimulatedFailpoints, SimulatedRuntime
-from compute_node.actors.postgres_process import folder, orphans, run_folders, server
+from compute_node.actors.postgres_process import folder, orphans, run_folders, server, syncing
 from compute_node.actors.postgres_process.control import _HEAD, ClusterState
 from compute_node.actors.postgres_process.disk import Area
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
@@ -427,6 +427,7 @@ class Machine:
             (server, "reload", SimpleNamespace(install=self._install)),
             (server, "socket_folder", lambda *_: str(self.root / "sockets")),
             (run_folders, "socket_folder", lambda *_: str(self.root / "sockets")),
+            (syncing, "is_wise", lambda *_: False),
             (server, "InitdbSource", lambda *_: _Initdb(self)),
         ]
         doubles += [
@@ -531,7 +532,7 @@ class _Initdb(Source):
         self._machine = machine
 
     @override
-    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation) -> None:
+    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool) -> None:
         machine = self._machine
         machine.take("initdb", machine.faults.initdb_takes_s, cancellation)
         if machine.faults.initdb_fails is not None:

@@ -14,13 +14,14 @@ from typing import Any
 import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
-from compute_node.actors.postgres_process import orphans
+from compute_node.actors.postgres_process import orphans, syncing
 from compute_node.actors.postgres_process.children import Starter
 from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.lock import FolderLock
-from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
+from compute_node.actors.postgres_process.pgdata import MARKER, TEMPORARY, TOKEN, Seal
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
+from compute_node.actors.postgres_process.syncing import FileSystemSync
 from compute_node.messages.lifecycle import EXIT_FAILED, Condition, ConditionCleared, ConditionRaised
 from compute_node.messages.postgres import (
     ConfigurationAccepted,
@@ -45,6 +46,7 @@ from compute_node.messages.secret import Secret
 from compute_node.messages.settings import SourceName
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
+from compute_node.postgres.conf import OVERRIDE_FILE
 from compute_node.process import logs as process_logs
 
 from fix_postgres import Ports, Templates, as_account, owned_folder, run_as, wait_until
@@ -79,6 +81,35 @@ def test_a_first_start_makes_a_cluster_and_a_stop_leaves_it(
     names = {path.name for path in process.pgdata.parent.iterdir()}
     assert names == {"pgdata", "pgdata.lock"}
     assert not (process.pgdata / "pg_dynshmem").is_symlink()
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["by one sync", "file by file"])
+def test_all_of_a_new_cluster_is_durable_before_it_bears_its_marker(
+    binaries15: Binaries,
+    make_process: MakeProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: bool,  # noqa: FBT001 - both
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.removeprefix(TEMPORARY))
+        fsync(descriptor)
+
+    def all_noted(_: FileSystemSync) -> None:
+        synced.extend(path.name for path in (process.pgdata.parent / "pgdata.building" / "data").iterdir())
+
+    process = make_process(binaries15)
+    process.inspect()
+    monkeypatch.setattr(syncing, "is_wise", lambda *_: at_once)
+    monkeypatch.setattr(FileSystemSync, "sync", all_noted)
+    monkeypatch.setattr(os, "fsync", noted)
+    assert process.prepare().kept is False
+    before = synced[: synced.index(MARKER)]
+    assert {"postgresql.conf", "pg_hba.conf", OVERRIDE_FILE, TOKEN} <= set(before)
+    assert ("PG_VERSION" in before) is at_once, "else initdb syncs it"
+    assert synced[-2:] == ["data", "pgdata.building"], "the name of the marker, and that of the cluster"
 
 
 def test_a_restart_keeps_the_data_and_fresh_rebuilds_it(
@@ -722,7 +753,7 @@ settings = NodeSettings(
 )
 server = Server(settings, binaries, resolve_account(), Sink())
 server.inspect(Cancellation())
-server.prepare(fast_spec(), Cancellation())
+server.prepare(fast_spec(), Cancellation(), sync=True)
 print("prepared", flush=True)
 threading.Event().wait()
 """
@@ -763,7 +794,7 @@ def test_an_unknown_locale_is_named(
 ) -> None:
     source = InitdbSource(binaries, Starter(account), "cloud_admin", dict(os.environ), locale="xx_YY.UTF-8")
     with pytest.raises(SourceError, match=r"does not know the locale xx_YY.UTF-8"):
-        source.build(str(postgres_folder / "data"), fast_spec(), Cancellation())
+        source.build(str(postgres_folder / "data"), fast_spec(), Cancellation(), sync=True)
 
 
 # --- Configurations --------------------------------------------------------------------------------------

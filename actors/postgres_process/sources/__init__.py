@@ -16,8 +16,8 @@ class Source(Protocol):
 
     name: SourceName
 
-    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation) -> None:
-        """Make a complete, synced data directory at `target`, which does not exist yet.
+    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool) -> None:
+        """Make a complete data directory at `target`, which does not exist yet; with `sync` a durable one.
 
         What is half-made is removed by the caller. Raises SourceError and CancelledError, and leaves no child.
         """

@@ -14,7 +14,6 @@ from ....postgres.binaries import Binaries
 from ...kit.jobs import Cancellation
 from ..children import Starter, run
 from ..port import PostgresError
-from ..syncing import FileSystemSync, is_wise_here
 from . import Source, SourceError
 
 LOCALE: Final = "C.UTF-8"
@@ -45,23 +44,12 @@ class InitdbSource(Source):
         self._locale = locale
 
     @override
-    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation) -> None:
-        if not is_wise_here():
-            self._run(target, cancellation)
-            return
-        with FileSystemSync(str(Path(target).parent)) as whole:
-            self._run(target, cancellation, "--no-sync")
-            try:
-                whole.sync()
-            except OSError as error:
-                msg = f"the new cluster could not be written to the disk: {error.strerror}"
-                raise SourceError(msg) from error
-
-    def _run(self, target: str, cancellation: Cancellation, *options: str) -> None:
+    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool) -> None:
         command = [
             self._binaries.sibling("initdb"),
             *("-D", target, "-A", "trust", "-U", self._superuser),
-            *("--encoding=UTF8", f"--locale={self._locale}", "--no-instructions", *options),
+            *("--encoding=UTF8", f"--locale={self._locale}", "--no-instructions"),
+            *(() if sync else ("--no-sync",)),
         ]
         try:
             result = run(
