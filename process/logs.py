@@ -19,6 +19,8 @@ from typing import Final, Literal, Protocol, TypeAlias
 import msgspec
 from typing_extensions import override
 
+from ..actors.kit.threads import show_name
+
 LogFormat: TypeAlias = Literal["auto", "human", "json"]
 
 MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
@@ -284,6 +286,7 @@ class LogWriter:
     # --- On the writer's thread
 
     def _run(self) -> None:
+        show_name()
         ended = False
         while not ended:
             lines, marks, ended = self._collect()

@@ -25,6 +25,7 @@ from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import InternalServerError
 
 from ...messages.serving import FREE_BODY, REFUSAL_KEY
+from ..kit.threads import show_name
 from .port import WebApp
 
 if TYPE_CHECKING:
@@ -144,6 +145,11 @@ class WebServer:
             listener.close()
 
 
+def _shown(target: Callable[[int], object], thread_no: int) -> None:
+    show_name()
+    target(thread_no)
+
+
 class _Dispatcher(ThreadedTaskDispatcher):
     """The threads of one server, named after it; its queue warnings are counted, not logged."""
 
@@ -163,7 +169,7 @@ class _Dispatcher(ThreadedTaskDispatcher):
     @override
     def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
         name = f"http-{self._server}-{thread_no + 1}"
-        thread = threading.Thread(target=target, name=name, args=(thread_no,), daemon=True)
+        thread = threading.Thread(target=_shown, name=name, args=(target, thread_no), daemon=True)
         try:
             thread.start()
         except RuntimeError:

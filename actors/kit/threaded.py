@@ -25,6 +25,7 @@ from .failpoints import Failpoints
 from .jobs import Job, describe
 from .journal import Journal
 from .metrics import Metrics
+from .threads import show_name
 from .watchdog import HUNG_S, Watchdog, stacks
 
 M = TypeVar("M", bound=Message)
@@ -63,6 +64,7 @@ class _Host(pykka.ThreadingActor):
     def on_start(self) -> None:
         self.thread = threading.current_thread()
         self.thread.name = self._cell.name
+        show_name()
         self._cell.start()
         self.started.set()
 
@@ -277,6 +279,7 @@ class ThreadedRuntime(Host):
 
 
 def _work(cell: Cell[Any], jobs: "queue.SimpleQueue[Job | None]") -> None:
+    show_name()
     while (job := jobs.get()) is not None:
         cell.run(job)
 
@@ -321,6 +324,7 @@ class _TimerThread:
             self._changed.notify()
 
     def _run(self) -> None:
+        show_name()
         try:
             self._serve()
         except BaseException as error:  # noqa: BLE001 - nobody acts in time without this thread
