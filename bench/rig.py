@@ -30,7 +30,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 ROUNDS: Final = int(os.environ.get("BENCH_ROUNDS", "9"))
 COMPUTE_ID: Final = "bench"
 USER: Final = "cloud_admin"
-PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 600.0
 NO_BYTECODE: Final = "PYTHONDONTWRITEBYTECODE"
 """Not for nodes: an installed package has its bytecode, and compiling takes longer than all else of a start."""
 OK: Final = 200
@@ -288,7 +288,7 @@ class ByHand:
     def stop(self) -> float:
         """Have pg_ctl stop it; returns how long that took."""
         began = time.perf_counter()
-        self._run("pg_ctl", "stop", "-m", "fast", "-D", str(self.pgdata))
+        self._run("pg_ctl", "stop", "-m", "fast", "-t", f"{PATIENCE_S:.0f}", "-D", str(self.pgdata))
         took = time.perf_counter() - began
         assert self._postgres is not None
         self._postgres.wait(PATIENCE_S)

@@ -753,7 +753,7 @@ settings = NodeSettings(
 )
 server = Server(settings, binaries, resolve_account(), Sink())
 server.inspect(Cancellation())
-server.prepare(fast_spec(), Cancellation(), sync=True)
+server.prepare(fast_spec(), Cancellation())
 print("prepared", flush=True)
 threading.Event().wait()
 """
