@@ -163,6 +163,19 @@ def startup_options(target: Target, extra_options: Iterable[str] = ()) -> str:
     return " ".join(parts)
 
 
+def addresses(target: Target) -> tuple[str, ...]:
+    """Return where to connect to, best first: addresses, or the folder of a socket. Raises OSError.
+
+    A name is looked up here, on the caller's thread: asyncio would start threads for it, and perhaps find none.
+    """
+    if target.host == "localhost":
+        return _LOOPBACK
+    if target.host.startswith("/"):
+        return (target.host,)
+    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
 async def connect(
     target: Target,
     *,
@@ -173,7 +186,7 @@ async def connect(
 ) -> "AsyncConnection[TupleRow]":
     """Connect within `timeout_s` in all: autocommit, no prepared statements, no thread.
 
-    Raises psycopg.OperationalError; of the addresses of `localhost`, the error of the one that answers.
+    Raises psycopg.OperationalError; of several addresses, the error of the one that answers.
     """
     import asyncio
 
@@ -189,15 +202,20 @@ async def connect(
     )
     failure: OperationalError | None = None
     try:
+        places = addresses(target)
+    except OSError as error:
+        msg = f"the host {target.host!r} of the connection string cannot be found: {error.strerror or error}"
+        raise OperationalError(msg) from error
+    try:
         async with asyncio.timeout(timeout_s):
-            for address in _LOOPBACK if target.host == "localhost" else (None,):
-                if address is not None:
-                    keywords |= {"host": target.host, "hostaddr": address}
+            for place in places:
+                if not place.startswith("/"):
+                    keywords |= {"host": target.host, "hostaddr": place}
                 try:
                     return await _connect_once(keywords)
                 except OperationalError as error:
                     failure = failure or error
-                    if address is None or _listens(address, target.port):
+                    if len(places) == 1 or _listens(place, target.port):
                         raise
     except TimeoutError:
         msg = (

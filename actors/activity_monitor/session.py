@@ -16,7 +16,7 @@ import psycopg
 from psycopg import errors
 from psycopg.rows import TupleRow
 
-from ...postgres.connection import Target, connect, params
+from ...postgres.connection import Target, addresses, connect
 from ..kit.jobs import Cancellation
 from .checks import Readings, Sessions, Totals
 from .reach import Answer, Observation, Probe, judge
@@ -213,9 +213,8 @@ class Session:
     @contextlib.asynccontextmanager
     async def _dial(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         target = self._target
-        addresses = params(target, application_name=self._application_name).get("hostaddr", target.host)
         failure: OSError | None = None
-        for address in addresses.split(","):
+        for address in addresses(target):
             try:
                 if address.startswith("/"):
                     path = f"{address}/.s.PGSQL.{target.port}"

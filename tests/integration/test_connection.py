@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
@@ -98,16 +100,36 @@ def test_quiet_statements_leave_no_trace_in_the_log(binaries: Binaries, cluster:
     assert "canary-4711" not in made.log
 
 
-def test_connecting_starts_no_thread(binaries15: Binaries, cluster: MakeCluster) -> None:
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "db.test"])
+def test_connecting_starts_no_thread_whatever_the_host(
+    host: str, binaries15: Binaries, cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = cluster(binaries15)
+    look_up = socket.getaddrinfo
+
+    def known(name: str, *args: Any, **options: Any) -> Any:
+        return look_up("127.0.0.1" if name == "db.test" else name, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    target = msgspec.structs.replace(made.target, host=host)
 
     async def work() -> int:
-        connection = await connect(made.target, application_name="test")
+        connection = await connect(target, application_name="test")
         async with connection:
             return threading.active_count()
 
     before = threading.active_count()
     assert run_async(work, Cancellation()) == before
+
+
+def test_a_host_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    target = Target("no-such-host.invalid", 5432, "cloud_admin", "postgres")
+    with pytest.raises(psycopg.OperationalError, match=r"the host 'no-such-host.invalid' .* cannot be found"):
+        fetch(target, b"SELECT 1")
 
 
 def test_a_server_that_listens_on_one_address_family_only_is_reached(
