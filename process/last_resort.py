@@ -35,6 +35,7 @@ def leaving_within(seconds: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def leave_after(seconds: float) -> None:
