@@ -19,6 +19,8 @@ from ...postgres.conf import ConfText, socket_folder_problem
 from ...postgres.conf_reader import Entry, effective, read, split_libraries
 
 AUTO_CONF: Final = "postgresql.auto.conf"
+SCARCE_SHARED_MEMORY: Final = 64 << 20
+"""What Docker gives a container unless it is told otherwise."""
 LOOPBACK: Final = frozenset({"*", "localhost", "0.0.0.0", "127.0.0.1", "::", "::1"})  # noqa: S104 - text compared
 
 # --- Spec fields whose feature is not there -------------------------------------------------------------
@@ -307,6 +309,18 @@ def _name_in(line: str) -> str:
 def overridden(conf: ConfText, around: Surroundings) -> tuple[str, ...]:
     """Return warnings about what ALTER SYSTEM has changed."""
     return Settings(conf, around.auto_conf).overridden()
+
+
+def scarce_shared_memory(conf: ConfText, around: Surroundings, total: int | None) -> str | None:
+    """Warn of a /dev/shm of so many bytes (None: unknown) that parallel queries would fill it."""
+    kind = Settings(conf, around.auto_conf).value("dynamic_shared_memory_type", "posix").lower()
+    if total is None or total > SCARCE_SHARED_MEMORY or kind == "sysv":
+        return None
+    return (
+        f"the system's shared memory (/dev/shm) has {total >> 20} MB, and parallel queries fail when it is full: "
+        "give it more (docker --shm-size=256m; Kubernetes: an emptyDir with medium Memory), or set "
+        "`max_parallel_workers_per_gather` to 0"
+    )
 
 
 def _address_problems(settings: Settings, around: Surroundings) -> list[str]:

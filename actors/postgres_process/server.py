@@ -32,6 +32,7 @@ from .logs import Pump
 from .pgdata import MARKER, TOKEN, Foreign, Place, Seal, SetAside, Usable, Wish, judge, recovery
 from .port import Exit, Launch, PgdataRefusedError, Port, PostgresError, ProcessSink
 from .run_folders import (
+    SHARED_MEMORY,
     check_folder,
     link_shared_memory,
     make_private,
@@ -224,7 +225,9 @@ class Server(Port):
                 raise PostgresError(why_anyway)
             auto_conf, taken_out = self._tame(auto_conf, refuses)
         overridden = checking.overridden(conf, replace(around, auto_conf=auto_conf))
-        return (*warnings, *checking.unused_storage(spec), *taken_out, *overridden)
+        scarce = checking.scarce_shared_memory(conf, around, _shared_memory())
+        once = () if scarce is None or self._postmaster is not None else (scarce,)
+        return (*warnings, *checking.unused_storage(spec), *taken_out, *overridden, *once)
 
     def _tame(self, auto_conf: str, refuses: Callable[[str], str | None]) -> tuple[str, tuple[str, ...]]:
         """Find what ALTER SYSTEM has left that keeps Postgres from starting; return the rest, and warnings."""
@@ -599,6 +602,15 @@ class Server(Port):
 def _was_shut_down(pgdata: str) -> bool:
     state = read_state(pgdata)
     return state is not None and state.is_clean
+
+
+def _shared_memory() -> int | None:
+    """Return the size of the place for shared memory; None where it cannot be told."""
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return None
+    return status.f_blocks * status.f_frsize
 
 
 def _strict_overcommit() -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,23 @@ def test_every_thread_starts_at_boot_and_the_api_goes_on_where_no_more_can_be_ha
     for _ in range(20):
         assert node.status()["status"] == "running"
     assert node.call("GET", "/ready", token=None).status == 200
+    assert node.stop() == 0, node.log
+
+
+def test_little_shared_memory_is_warned_about(make_node: MakeNode, binaries15: Binaries) -> None:
+    node = make_node(binaries15)
+    mount = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
+    own = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+    tried = subprocess.run([*own, "true"], capture_output=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"mounting is not allowed here: {tried.stderr.decode().strip()}")
+    node.command = [*own, *node.command]
+    node.run()
+    assert "(/dev/shm) has 64 MB" in node.log
+    assert "--shm-size" in node.log
+    assert node.query("select 1") == [(1,)]
+    assert node.configure(spec()).status == 200
+    assert node.log.count("(/dev/shm) has 64 MB") == 1, "once"
     assert node.stop() == 0, node.log
 
 

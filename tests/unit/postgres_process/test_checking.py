@@ -183,6 +183,24 @@ def libraries(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "conf", "warned"),
+    [
+        (64, "", True),
+        (65, "", False),
+        (64, "dynamic_shared_memory_type = mmap", True),
+        (64, "dynamic_shared_memory_type = sysv", False),
+    ],
+)
+def test_a_small_place_for_shared_memory_is_warned_about_with_the_remedy(
+    megabytes: int, conf: str, tmp_path: Path, *, warned: bool
+) -> None:
+    warning = checking.scarce_shared_memory(conf_of(conf), around(tmp_path), megabytes << 20)
+    assert (warning is not None) is warned
+    assert warning is None or ("has 64 MB" in warning and "--shm-size" in warning)
+    assert checking.scarce_shared_memory(conf_of(conf), around(tmp_path), None) is None
+
+
 def conf_of(text: str) -> ConfText:
     spec = a_spec(cluster=Cluster(roles=(), databases=(), postgresql_conf=text))
     return render(spec, ConfContext(3081, "neon_superuser", Listening(PORT, "/tmp/sockets")))
