@@ -371,3 +371,38 @@ def test_one_actors_long_jobs_leave_the_others_threads_alone(threads: ThreadedBe
     script = {Note: run("short", lambda _: Other("done"))}
     threads.spawn("actor", Scripted(threads.recorder, script)).tell(Note("go"))
     threads.wait(lambda: Other("done") in threads.recorder.entries)
+
+
+def test_a_job_that_has_ended_is_not_asked_to_end_when_its_actor_stops(bench: Bench) -> None:
+    begun: list[Job] = []
+    script = {Note: lambda actor, _: begun.append(actor.start_job("work", lambda _: Other("done")))}
+    bench.spawn("actor", Scripted(bench.recorder, script)).tell(Note("go"))
+    bench.wait(lambda: Other("done") in bench.recorder.entries)
+    bench.stop()
+    assert not begun[0].cancellation.requested
+
+
+def test_a_job_knows_the_time_of_its_actor(bench: Bench) -> None:
+    seen: list[float] = []
+
+    def look(cancellation: Cancellation) -> Message:
+        seen.append(cancellation.now())
+        return Other("done")
+
+    script = {Note: run("look", look)}
+    before = bench.clock.now()
+    bench.spawn("actor", Scripted(bench.recorder, script)).tell(Note("go"))
+    bench.wait(lambda: Other("done") in bench.recorder.entries)
+    assert before <= seen[0] <= bench.clock.now()
+
+
+def test_an_exception_without_words_is_told_by_its_kind(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Cancellation) -> Message:
+        raise LookupError
+
+    bench.spawn("actor", Scripted(bench.recorder, {Note: run("search", fail)})).tell(Note("go"))
+    bench.wait(lambda: len(failed(bench)) == 1)
+    assert failed(bench)[0].error == "job 'search': LookupError"
+    assert "actor: the job 'search' failed in a way that nobody handles" in caplog.text

@@ -135,3 +135,20 @@ def test_a_message_that_holds_itself_does_not_break_the_journal() -> None:
     journal = Journal()
     journal.record(0.0, "actor", Opaque(endless), 0.0)
     assert content(journal) == "(cannot be shown: RecursionError)"
+
+
+def test_an_entry_has_microseconds_of_its_time_and_of_its_handler() -> None:
+    journal = Journal()
+    journal.record(12.34567891, "actor", Note("a"), 0.0123456789)
+    (entry,) = journal.read()
+    assert (entry.at_s, entry.took_ms) == (12.345679, 12.346)
+
+
+def test_a_message_of_just_the_limit_is_shown_and_one_byte_more_is_not() -> None:
+    journal = Journal()
+    frame = len(redacted(Note("")))
+    for size in (MAX_CONTENT - frame, MAX_CONTENT - frame + 1):
+        journal.record(0.0, "actor", Note("x" * size), 0.0)
+    shown, hidden = journal.read()
+    assert len(bytes(shown.content)) == MAX_CONTENT
+    assert bytes(hidden.content) == b'"(too long to show)"'
