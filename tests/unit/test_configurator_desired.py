@@ -6,6 +6,7 @@ import pytest
 from compute_node.actors.configurator.desired import (
     Context,
     Desired,
+    departing_names,
     desired,
     stored_password,
     unusable_option,
@@ -195,3 +196,20 @@ def test_a_refused_renaming_names_both_ends_and_a_refused_deletion_one() -> None
         'database "postgres"',
         'database "postgres" (to be renamed to "y")',
     }
+
+
+@pytest.mark.parametrize(
+    ("steps", "names"),
+    [
+        ((), set()),
+        ((DeltaOp("delete_db", "d"), DeltaOp("rename_db", "e", "f")), set()),
+        ((DeltaOp("rename_role", "a", "b"),), set()),
+        ((DeltaOp("delete_role", "a"), DeltaOp("delete_db", "d")), {"a"}),
+        ((DeltaOp("rename_role", "a", "b"), DeltaOp("delete_role", "b")), {"a", "b"}),
+    ],
+)
+def test_dependents_are_looked_for_of_every_name_that_a_departing_role_may_have(
+    steps: tuple[DeltaOp, ...], names: set[str]
+) -> None:
+    spec = ComputeSpec(1.0, Cluster(roles=(), databases=()), 0, delta_operations=steps or None)
+    assert departing_names(spec) == names

@@ -210,3 +210,89 @@ def test_an_answer_is_a_value_of_the_simulation_too(simulation: SimulatedBench) 
     script = {Question: lambda actor, question: actor.reply(question, Answer(question.text))}
     ref = simulation.spawn("actor", Scripted(simulation.recorder, script))
     assert simulation.runtime.ask(ref, Question("x")) == Answer("x")
+
+
+def test_what_happens_around_the_process_comes_in_its_order_among_the_timers(
+    simulation: SimulatedBench,
+) -> None:
+    runtime = simulation.runtime
+    began = runtime.clock.now()
+    seen: list[tuple[str, float]] = []
+
+    def happening(name: str) -> Callable[[], None]:
+        return lambda: seen.append((name, runtime.clock.now() - began))
+
+    def note(actor: Scripted, message: Note) -> None:
+        seen.append((message.text, actor.clock.now() - began))
+
+    def start(actor: Scripted) -> None:
+        runtime.later(2, happening("before"))
+        actor.timers.after(2, Note("timer"))
+        runtime.later(2, happening("after"))
+
+    runtime.later(3, happening("last"))
+    runtime.later(1, happening("first"))
+    simulation.spawn("actor", Scripted(simulation.recorder, {Note: note}, on_start=start))
+    runtime.run()
+    assert seen == [("first", 1), ("before", 2), ("timer", 2), ("after", 2), ("last", 3)]
+    assert runtime.trace == [
+        "1002.000 actor <- timer Note(text='timer')",
+        "1002.000 actor <- Note(text='timer')",
+    ]
+
+
+def test_what_happens_around_the_process_outlives_it_and_time_goes_on(simulation: SimulatedBench) -> None:
+    seen: list[float] = []
+    first = simulation.runtime
+    first.later(5, lambda: seen.append(second.clock.now()))
+    first.advance(2)
+    second = SimulatedRuntime(0, continuing=first)
+    second.run()
+    assert seen == [1005.0]
+    assert second.clock is first.clock
+    assert second.trace is not first.trace
+
+
+def with_a_timer(seed: int, delay_s: float) -> SimulatedBench:
+    """A run of one actor that has a message to handle and a timer."""
+
+    def start(actor: Scripted) -> None:
+        actor.timers.after(delay_s, Other("tick"))
+
+    bench = SimulatedBench(seed)
+    bench.spawn("actor", Scripted(bench.recorder, on_start=start)).tell(Note("at once"))
+    bench.runtime.run()
+    assert bench.runtime.clock.now() == 1000.0 + delay_s
+    return bench
+
+
+def test_now_and_then_the_machine_stands_still_until_a_near_timer() -> None:
+    stalled = []
+    for seed in range(300):
+        bench = with_a_timer(seed, 0.5)
+        stalled.append("<- timer" in bench.runtime.trace[0])
+        assert bench.runtime.stalled_s == 0.5 or not stalled[-1]
+    assert 0 < sum(stalled) < 150
+
+
+def test_far_timers_wait_until_there_is_nothing_else_to_do() -> None:
+    for seed in range(100):
+        bench = with_a_timer(seed, 1.5)
+        assert bench.recorder.entries == [Note("at once"), Other("tick")]
+        assert bench.runtime.stalled_s == 0
+
+
+def test_a_run_of_just_so_many_steps_is_done_and_one_more_is_too_many(simulation: SimulatedBench) -> None:
+    ref = simulation.spawn("actor", Scripted(simulation.recorder))
+    for text in "abc":
+        ref.tell(Note(text))
+    with pytest.raises(AssertionError, match="not done after 3 steps"):
+        simulation.runtime.run(max_steps=3)
+    simulation.runtime.run(max_steps=1)
+
+
+def test_the_end_of_a_job_stands_in_the_trace(simulation: SimulatedBench) -> None:
+    script = {Note: lambda actor, _: actor.start_job("work", lambda _: None)}
+    simulation.spawn("actor", Scripted(simulation.recorder, script)).tell(Note("go"))
+    simulation.runtime.run()
+    assert simulation.runtime.trace[-1] == "1000.000 actor <- job 'work' ended"
