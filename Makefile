@@ -23,7 +23,7 @@ simulation-bites: $(VENV)/.dev
 
 # Random operations and faults on a real node, and seeds of the simulation, with bounds on what they take.
 soak: $(VENV)/.dev
-	SOAK_MINUTES=$${SOAK_MINUTES:-30} $(BIN)/pytest tests/soak -n 2 -rP -p no:randomly $(ARGS)
+	SOAK_MINUTES=$${SOAK_MINUTES:-30} $(BIN)/pytest tests/integration/test_soak.py tests/simulation/test_soak.py -n 2 -rP $(ARGS)
 
 schemathesis: $(VENV)/.dev
 	SCHEMATHESIS_EXAMPLES=200 $(BIN)/pytest tests/integration/test_openapi_on_a_node.py $(ARGS)

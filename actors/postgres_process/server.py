@@ -134,6 +134,9 @@ class Server(Port):
         judgement = self._judge(place)
         if isinstance(judgement, SetAside):
             log.warning("%s: it is renamed aside when the new one is complete", judgement.reason)
+            # What an earlier life was making beside it.
+            orphans.end((self._paths.built, self._paths.building), cancellation)
+            folder.remove(self._paths.building)
             self._judgement = judgement
             return PgdataKind.FOREIGN
         if not judgement.claim:

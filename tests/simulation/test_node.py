@@ -267,3 +267,16 @@ def test_nobody_is_told_that_postgres_is_gone_before_it_is(quiet: World) -> None
     assert alive(quiet)
     assert quiet.finish().code == 1
     assert not alive(quiet)
+
+
+@pytest.mark.parametrize("changes", range(3, 12))
+def test_what_a_killed_life_was_making_beside_a_foreign_folder_is_cleared_away(changes: int) -> None:
+    with World(changes, kind=PgdataKind.FOREIGN) as world:
+        world.machine.doomed_in = changes
+        world.boot(a_spec(), set_aside_pgdata=True)
+        assert dies(world)
+        world.crash()
+        world.boot(None, set_aside_pgdata=True)
+        world.runtime.settle()
+        assert world.machine.left == []
+        assert world.machine.foreign_is_whole()
