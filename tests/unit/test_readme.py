@@ -45,6 +45,14 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_every_fault_has_a_test_that_is_there_or_a_reason() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", page):
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
+    rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == [*range(1, 16), *range(1, 74), *range(101, 135)]
+
+
 def test_every_option_beyond_the_counterparts_is_in_the_list_of_differences(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
