@@ -102,6 +102,7 @@ def conf_with(line: str) -> ConfText:
         f"neon.console_token = {canary('x')} oops",
         f"archive_command = TOKEN={canary('x')}",
     ],
+    ids=["conninfo", "token", "command"],  # not the canary, which differs from process to process
 )
 def test_a_syntax_error_in_a_line_with_a_secret_names_the_line_and_not_the_token(line: str) -> None:
     said = f'LOG:  syntax error in file "/c/postgresql.conf" line 1, near token "{canary("x")}"'
