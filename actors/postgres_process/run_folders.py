@@ -20,9 +20,10 @@ PREFIX: Final = "compute-node-"
 
 
 def temporary_folder(account: Account | None) -> str:
-    """Return the folder for temporary files: TMPDIR if it is one and the account can enter it, else /tmp."""
+    """Return the folder for temporary files: TMPDIR if we can write to it and the account can enter it, else /tmp."""
     chosen = os.path.abspath(os.environ.get("TMPDIR") or DEFAULT_TEMPORARY)  # noqa: PTH100 - a name is kept
-    if Path(chosen).is_dir() and first_closed_parent(f"{chosen}/x", account) is None:
+    usable = Path(chosen).is_dir() and os.access(chosen, os.W_OK | os.X_OK)
+    if usable and first_closed_parent(f"{chosen}/x", account) is None:
         return chosen
     return DEFAULT_TEMPORARY
 

@@ -5,7 +5,6 @@ import http.client
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -126,28 +125,6 @@ def test_of_sixty_four_callers_sixteen_wait_and_no_probe_waits_behind_them(
     assert node.query("select rolname from pg_roles where rolname = 'wanted'") == [("wanted",)]
     assert waiting(node) == 0
     assert node.stop() == 0, node.log
-
-
-def test_fifty_terminations_at_once_are_one_stop_with_one_answer(
-    make_node: MakeNode, binaries15: Binaries
-) -> None:
-    node = make_node(binaries15).run()
-    ready = threading.Barrier(50)
-
-    def terminate() -> Answer:
-        ready.wait(ANSWER_S)
-        return node.call("POST", "/terminate")
-
-    with ThreadPoolExecutor(50) as pool:
-        calls = [pool.submit(terminate) for _ in range(50)]
-        ended = [call.result(ANSWER_S) for call in calls]
-    assert {answer.status for answer in ended} <= {200, 201, 503}
-    answered = [answer for answer in ended if answer.status != 503]
-    assert len(answered) >= MAX_WAITERS
-    assert all(answer.body == {"lsn": None} for answer in answered)
-    assert all(answer.headers["Retry-After"] for answer in ended if answer.status == 503)
-    assert node.stop() == 0, node.log  # it lingers after a fast one; a signal ends that
-    assert node.log.count("received fast shutdown request") == 1
 
 
 def test_a_caller_that_left_and_comes_again_joins_what_it_had_asked_for(
