@@ -452,7 +452,7 @@ def test_the_folder_of_a_running_node_is_locked_and_the_second_node_touches_noth
 
 
 WITHOUT_NAME = """
-import os, sys
+import encodings.ascii, os, sys  # the former: the user may not be able to read Python's library
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.postgres_process.server import Server
 from compute_node.postgres.binaries import inspect
