@@ -41,7 +41,7 @@ types: $(VENV)/.dev
 
 check: lint types test
 
-# About seven minutes, as root on a quiet machine; BENCH_ROUNDS=7 or ARGS="life kit" take less.
+# Some seven minutes, on a quiet machine; BENCH_ROUNDS=3 or ARGS="life kit" take less.
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/everything.py $(ARGS)
 
