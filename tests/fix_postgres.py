@@ -305,19 +305,20 @@ def cluster(
 
 
 _CLONE_NEWNS = 0x00020000
+_CLONE_NEWIPC = 0x08000000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 
 
 @pytest.fixture(scope="session")
 def own_shared_memory() -> None:
-    """Give this process and its children a /dev/shm of their own, where that is permitted.
+    """Give this process and its children shared memory of their own (/dev/shm, System V), where that is permitted.
 
     A killed Postgres leaves segments behind until its next start: those of a test beside us are not ours to judge.
     """
     import ctypes
 
     libc = ctypes.CDLL(None)
-    if os.geteuid() == 0 and libc.unshare(_CLONE_NEWNS) == 0:
+    if os.geteuid() == 0 and libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC) == 0:
         libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None)
         libc.mount(b"tmpfs", bytes(SHM), b"tmpfs", ctypes.c_ulong(0), b"mode=1777")
 
@@ -346,7 +347,7 @@ def nothing_is_left(scratch: Path, free_port: Ports, monkeypatch: pytest.MonkeyP
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
     processes_before = {child.pid for child in psutil.Process().children(recursive=True)}
-    shared_before = _names(SHM)
+    shared_before = _shared_memory()
     yield
     left: list[str] = []
     shared = set(_shared_memory_left(shared_before))
@@ -395,9 +396,15 @@ def _describe(process: psutil.Process) -> str:
         return str(process.pid)
 
 
+def _shared_memory() -> set[str]:
+    """Return the names under /dev/shm, and the System V segments that nobody has attached."""
+    rows = [row.split() for row in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+    return _names(SHM) | {f"System V {row[1]}" for row in rows if row[6] == "0"}
+
+
 def _shared_memory_left(before: set[str]) -> list[str]:
-    """New names under /dev/shm that no living process uses; others may be running Postgres beside us."""
-    new = _names(SHM) - before
+    """New shared memory that no living process uses; others may be running Postgres beside us."""
+    new = _shared_memory() - before
     if not new:
         return []
     used = ""

@@ -19,7 +19,6 @@ from ...messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from ...postgres.accounts import Account
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
-from . import segments
 from .port import PostgresError
 
 MAX_OUTPUT: Final = 65_536
@@ -170,15 +169,11 @@ def run(
 
 
 def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], float]) -> bytes:
-    """Kill its group, and what has left that but is marked; return the rest of its output.
-
-    What a Postgres among them (initdb runs some) leaves in shared memory is removed.
-    """
+    """Kill its group, and what has left that but is marked; return the rest of its output."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGSTOP)  # none of them makes more meanwhile
     members = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
     members = [pid for pid in members if _belongs(pid, process.pid, marked)]
-    left = segments.mapped_by(members)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for pid in members:
@@ -190,7 +185,6 @@ def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], flo
             finally:
                 os.close(descriptor)
     _, rest = _read(process, None, _AFTER_KILL_S, now)
-    segments.remove_unused(left)
     return rest
 
 

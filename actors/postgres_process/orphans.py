@@ -41,12 +41,12 @@ def end(
 ) -> int:
     """End the Postgres processes that work in these folders; returns how many there were.
 
+    What dead ones left there in shared memory is removed.
     Raises PostgresError when one survives, and CancelledError.
     """
     folders = tuple(folders)
     found = working_in(folders)
     count = len(found)
-    in_memory = segments.mapped_by(found)
     for number, patience_s in ladder:
         if not found:
             break
@@ -56,13 +56,12 @@ def end(
         while (found := working_in(folders)) and waited_s < patience_s:
             cancellation.wait(_PAUSE_S)
             waited_s += _PAUSE_S
-            in_memory |= segments.mapped_by(found)
             if number is signal.SIGKILL:  # those that were started meanwhile, too
                 _signal(found, folders, number)
     if found:
         msg = f"Postgres processes work in {folders[0]} and cannot be ended: {found}; end them and try again"
         raise PostgresError(msg)
-    segments.remove_unused(in_memory)
+    segments.remove_of(folders)
     return count
 
 

@@ -1,83 +1,112 @@
 """Shared memory that a killed Postgres left: under /dev/shm, and one small System V segment.
 
-Postgres itself removes it at the next start in the same folder, which may never come. Which segments are
-whose is told by who has them mapped, and by the control segment of a postmaster (dsm.c), which lists all of
-its cluster; so either all of those under /dev/shm go or, without that one, none.
+Postgres itself removes it at the next start in the same folder, which may never come. As Postgres does
+(PGSharedMemoryCreate of sysv_shmem.c), whose it is is read in the System V segment: its header names the data
+directory by device and inode, and the control segment (dsm.c), which lists all others of the cluster.
 """
 
 import contextlib
-import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 _FOLDER: Final = "/dev/shm"  # noqa: S108 - the system's place for it
-_SEGMENT: Final = re.compile(r"(/dev/shm/PostgreSQL\.\d+)$", re.MULTILINE)
-_SYSTEM_V: Final = re.compile(r" (\d+) +(/SYSV[0-9a-f]{8}) \(deleted\)$", re.MULTILINE)
-"""The number of a mapped file is, for these, that of the segment; the name is its key."""
 _SYSTEM_V_TABLE: Final = "/proc/sysvipc/shm"
 _REMOVE: Final = 0  # IPC_RMID
-_HEADER: Final = struct.Struct("=III4x")
+_READ_ONLY: Final = 0o10000  # SHM_RDONLY
+
+_PGSHMEM: Final = struct.Struct("=iiQQI4xQQQ")
+"""PGShmemHeader of 64-bit systems, alike in 14 to 18: magic number, creator, size, free offset, handle of the
+control segment, index, device and inode of the data directory."""
+_PGSHMEM_MAGIC: Final = 679834894
+
+_CONTROL: Final = struct.Struct("=III4x")
 """Magic number, items in use, items possible: alike in 14 to 18."""
 _ITEM: Final = struct.Struct("=II32x")
 """Handle and count of references."""
-_MAGIC: Final = 0x9A503D32
+_CONTROL_MAGIC: Final = 0x9A503D32
 
 
-def mapped_by(pids: Iterable[int]) -> frozenset[str]:
-    """Return the segments of Postgres that these processes have mapped, by path or as `<key>:<number>`."""
-    found: set[str] = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            found.update(_SEGMENT.findall(maps))
-            found.update(f"{key}:{number}" for number, key in _SYSTEM_V.findall(maps))
-    return frozenset(found)
+class Owner(msgspec.Struct, frozen=True):
+    """What a System V segment of Postgres tells: its data directory, and the handle of the control segment."""
+
+    device: int
+    inode: int
+    control: int
+
+
+def owner_in(data: bytes) -> Owner | None:
+    """Read the header of a System V segment; None when it is none of Postgres."""
+    if len(data) < _PGSHMEM.size:
+        return None
+    magic, _, _, _, control, _, device, inode = _PGSHMEM.unpack_from(data)
+    return Owner(device, inode, control) if magic == _PGSHMEM_MAGIC else None
 
 
 def listed_in(data: bytes) -> tuple[int, ...] | None:
     """Return the handles of the segments that a control segment lists; None when it is none."""
-    if len(data) < _HEADER.size or (header := _HEADER.unpack_from(data))[0] != _MAGIC:
+    if len(data) < _CONTROL.size or (header := _CONTROL.unpack_from(data))[0] != _CONTROL_MAGIC:
         return None
-    fitting = min(header[1], (len(data) - _HEADER.size) // _ITEM.size)
-    items = (_ITEM.unpack_from(data, _HEADER.size + number * _ITEM.size) for number in range(fitting))
+    fitting = min(header[1], (len(data) - _CONTROL.size) // _ITEM.size)
+    items = (_ITEM.unpack_from(data, _CONTROL.size + number * _ITEM.size) for number in range(fitting))
     return tuple(handle for handle, references in items if references > 0)
 
 
-def remove_unused(segments: Iterable[str]) -> None:
-    """Remove all segments of a dead cluster, given its control segment among some of them.
-
-    Those that somebody has mapped stay. Without the control segment none under /dev/shm is removed.
-    """
-    segments = frozenset(segments)
-    for segment in segments & _unused_system_v():
-        _remove_system_v(int(segment.partition(":")[2]))
-    left: set[str] = set()
-    for segment in segments:
+def remove_of(folders: Iterable[str]) -> None:
+    """Remove what dead clusters in these data directories left; a segment that somebody has attached stays."""
+    wanted = set()
+    for folder in folders:
         with contextlib.suppress(OSError):
-            handles = listed_in(Path(segment).read_bytes())
-            if handles is not None:
-                left |= {segment, *(f"{_FOLDER}/PostgreSQL.{handle}" for handle in handles)}
-    if left:
-        left -= mapped_by(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    for segment in left:
-        with contextlib.suppress(OSError):
-            Path(segment).unlink()
+            status = Path(folder).stat()
+            wanted.add((status.st_dev, status.st_ino))
+    if not wanted:
+        return
+    for number in _unattached():
+        owner = owner_in(_head_of(number))
+        if owner is not None and (owner.device, owner.inode) in wanted:
+            _remove_dynamic(owner.control)
+            _remove_system_v(number)
 
 
-def _unused_system_v() -> set[str]:
-    """Return the System V segments that nobody has mapped, named as `mapped_by` does."""
+def _remove_dynamic(control: int) -> None:
+    """Remove the segments that the control segment lists, then itself: broken off, it can be done again."""
+    path = Path(_FOLDER, f"PostgreSQL.{control}")
+    with contextlib.suppress(OSError):
+        for handle in listed_in(path.read_bytes()) or ():
+            with contextlib.suppress(FileNotFoundError):
+                Path(_FOLDER, f"PostgreSQL.{handle}").unlink()
+        path.unlink()
+
+
+def _unattached() -> Iterator[int]:
+    """Yield the numbers of the System V segments that nobody has attached and that hold a header."""
     try:
         rows = Path(_SYSTEM_V_TABLE).read_text(encoding="ascii").splitlines()[1:]
     except OSError:
-        return set()
-    found = set()
+        return
     for row in rows:
-        key, number, _, _, _, _, attached, *_ = map(int, row.split())
-        if attached == 0:
-            found.add(f"/SYSV{key & 0xFFFFFFFF:08x}:{number}")
-    return found
+        _, number, _, size, _, _, attached, *_ = map(int, row.split())
+        if attached == 0 and size >= _PGSHMEM.size:
+            yield number
+
+
+def _head_of(number: int) -> bytes:
+    """Read the first bytes of a segment; none when it is gone or not ours to read."""
+    import ctypes  # rarely needed
+
+    libc = ctypes.CDLL(None)
+    libc.shmat.restype = ctypes.c_void_p
+    libc.shmdt.argtypes = [ctypes.c_void_p]
+    address = libc.shmat(number, None, _READ_ONLY)
+    if address == ctypes.c_void_p(-1).value:
+        return b""
+    try:
+        return ctypes.string_at(address, _PGSHMEM.size)
+    finally:
+        libc.shmdt(address)
 
 
 def _remove_system_v(number: int) -> None:

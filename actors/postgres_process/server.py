@@ -100,7 +100,6 @@ class Server(Port):
         self._launched_wall_s = 0.0
         self._socket_folder: str | None = None
         self._shared_memory: str | None = None
-        self._segments: frozenset[str] = frozenset()
 
     @property
     def pgdata(self) -> str:
@@ -389,6 +388,7 @@ class Server(Port):
     def _discard_built(self) -> None:
         if not self._built:
             return
+        segments.remove_of((self._paths.built,))
         folder.remove(self._paths.building)
         if self._paths.is_mount and os.listdir(self._pgdata) == [TOKEN]:  # noqa: PTH208 - names, not paths
             Path(self._pgdata, TOKEN).unlink()
@@ -495,7 +495,6 @@ class Server(Port):
         cancellation.reach(Failpoint.AWAIT_READY)
         if not readiness.wait(self._pgdata, postmaster.pid, has_exited, limit_s, cancellation):
             return False
-        self._segments |= segments.mapped_by((postmaster.pid,))
         cancellation.reach(Failpoint.READY_SEEN)
         return True
 
@@ -562,7 +561,6 @@ class Server(Port):
     @override
     def kill(self, cancellation: Cancellation) -> None:
         cancellation.reach(Failpoint.KILL_BEGUN)
-        self._segments |= segments.mapped_by(orphans.working_in((self._pgdata,)))
         self.signal(StopRung.KILL)
         orphans.end((self._pgdata,), cancellation, ladder=KILL)
 
@@ -572,9 +570,7 @@ class Server(Port):
             return
         cancellation.reach(Failpoint.TIDY_BEGUN)
         if self._postmaster is not None:
-            self._segments |= segments.mapped_by(orphans.working_in((self._pgdata,)))
             orphans.end((self._pgdata,), cancellation, ladder=SWEEP)
-            segments.remove_unused(self._segments)
         cancellation.reach(Failpoint.TIDY_SWEPT)
         self._discard_built()
         if self._shared_memory is not None:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from ...messages.activity import StartMonitoring
 from ...messages.catalog import ApplyFailed, ApplySpec, SpecApplied
 from ...messages.lifecycle import (
+    Condition,
     Configure,
     Configured,
     ConfigureRefused,
@@ -203,6 +204,12 @@ def apply_failed(turn: Turn, message: ApplyFailed, _: int | None) -> None:
     if attempt is None:
         return
     if attempt.starts:
-        turn.abort_start(message.error)
+        turn.abort_start(_blaming_the_disk(turn, message.error, "start the node again"))
     else:
-        turn.reconfiguration_failed(message.error)
+        turn.reconfiguration_failed(_blaming_the_disk(turn, message.error, "configure again"))
+
+
+def _blaming_the_disk(turn: Turn, error: str, then: str) -> str:
+    """Add to an error of SQL that the disk is full, where it is: Postgres does not always say so."""
+    full = [report for report in turn.state.raised if report.condition is Condition.DISK_FULL]
+    return f"{error}; the disk is full: {full[0].detail}, then {then}" if full else error

@@ -104,7 +104,6 @@ def test_a_disk_that_fills_up_is_a_condition_until_there_is_room_and_a_failed_st
     assert node.stop() == 0, node.log
 
 
-@pytest.mark.matrix("disk-full", sample=0)
 def test_a_disk_that_fills_up_while_postgres_starts_is_the_reason_of_the_failure(
     disk: Disk, make_node: MakeNode, binaries15: Binaries
 ) -> None:
@@ -130,7 +129,6 @@ def test_a_disk_that_fills_up_while_postgres_starts_is_the_reason_of_the_failure
     assert node.stop() == 0, node.log
 
 
-@pytest.mark.matrix("disk-full", sample=0)
 def test_a_disk_that_fills_up_while_the_cluster_is_made_is_the_reason_of_the_failure(
     disk: Disk, make_node: MakeNode, binaries15: Binaries
 ) -> None:

@@ -1,6 +1,7 @@
 """The fixtures themselves: they start real clusters, and their check sees what is left."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from compute_node.actors.postgres_process.segments import mapped_by
 from compute_node.postgres.binaries import Binaries
 
 import fix_postgres
@@ -95,7 +95,8 @@ def test_shared_memory_of_a_living_postgres_is_not_called_left(
 ) -> None:
     before = {path.name for path in SHM.iterdir()}
     made = cluster(binaries15)
-    used = {Path(segment).name for segment in mapped_by((made.pid,))}
+    maps = Path(f"/proc/{made.pid}/maps").read_text()
+    used = {Path(path).name for path in re.findall(rf"{SHM}/PostgreSQL\.\d+", maps)}
     assert used - before, "Postgres uses /dev/shm"
     assert used.isdisjoint(_shared_memory_left(before)), "others beside us may leave theirs"
     made.stop(signal.SIGTERM)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
-from compute_node.actors.postgres_process import orphans, syncing
+from compute_node.actors.postgres_process import orphans, readiness, syncing
 from compute_node.actors.postgres_process.children import Starter
 from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.lock import FolderLock
@@ -306,8 +306,9 @@ def test_after_a_crash_recovery_is_a_condition_until_postgres_is_ready(
 
 
 def test_a_postgres_that_is_not_ready_in_time_is_gone_before_the_start_fails(
-    binaries15: Binaries, make_process: MakeProcess
+    binaries15: Binaries, make_process: MakeProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(readiness, "is_ready", lambda *_: False)
     process = make_process(binaries15, made=True, start_timeout_s=0.0)
     process.inspect()
     process.prepare()

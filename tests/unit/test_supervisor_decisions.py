@@ -335,6 +335,18 @@ def test_a_start_that_fails_late_stops_postgres_first(failure: Message | None) -
     assert (life.status(), life.state.error) == (Status.FAILED, "boom")
 
 
+def test_sql_that_fails_while_the_disk_is_full_says_so_and_what_to_do() -> None:
+    full = ConditionRaised(Condition.DISK_FULL, "/data has 0 MB left: free some space")
+    life = booted(a_spec())
+    life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=1), full)
+    life.hear(PostgresReady(1, 42, 1), ApplyFailed(1, "could not write init file"))
+    told = "could not write init file; the disk is full: /data has 0 MB left: free some space, then "
+    assert life.state.error == f"{told}start the node again"
+    life, waiter = reconfiguring()
+    life.hear(full, ConfigurationInstalled(2), ApplyFailed(2, "could not write init file"))
+    assert life.answers[waiter] == ConfigureFailed(f"{told}configure again")
+
+
 def test_in_dev_nothing_lingers_long() -> None:
     life = booted(a_spec(), dev=True)
     life.hear(PgdataFailed(1, "boom"), PostgresStopped(StopRung.NOT_RUNNING))

@@ -49,6 +49,7 @@ class InitdbSource(Source):
             self._binaries.sibling("initdb"),
             *("-D", target, "-A", "trust", "-U", self._superuser),
             *("--encoding=UTF8", f"--locale={self._locale}", "--no-instructions"),
+            "--no-clean",  # the folder is ours to delete, and names what a Postgres that died left in memory
             *(() if sync else ("--no-sync",)),
         ]
         try:

@@ -26,7 +26,7 @@ from compute_node.messages.secret import Secret
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fix_postgres import wait_until
+from fix_postgres import SHM, wait_until
 
 WAIT_S = 10.0
 STARTER = children.Starter(None)
@@ -209,49 +209,71 @@ HOLDER = """
 import ctypes, sys
 libc = ctypes.CDLL(None)
 libc.shmat.restype = ctypes.c_void_p
-number = int(sys.argv[1]) if len(sys.argv) > 1 else libc.shmget(0, 4096, 0o1600)
-assert libc.shmat(number, None, 0)
+number = libc.shmget(0, 4096, 0o1600)
+address = libc.shmat(number, None, 0)
+ctypes.memmove(address, bytes.fromhex(sys.argv[1]), len(sys.argv[1]) // 2)
 print(number, flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_system_v_segment_goes_once_nobody_has_it_mapped() -> None:
-    def holder(*arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", HOLDER, *arguments]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def shmem_header(folder: Path, control: int) -> bytes:
+    status = folder.stat()
+    return struct.pack("=iiQQI4xQQQ", 679834894, 1, 4096, 56, control, 0, status.st_dev, status.st_ino)
+
+
+def control_segment(*items: tuple[int, int]) -> bytes:
+    header = struct.pack("=III4x", 0x9A503D32, len(items), 64)
+    return header + b"".join(struct.pack("=IIQQQB7x", *item, 0, 0, 0, 1) for item in items)
+
+
+def test_the_shared_memory_of_a_dead_cluster_goes_once_nobody_has_it_attached(
+    tmp_path: Path,
+) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    ours.mkdir()
+    other.mkdir()
+    control, listed, unlisted = ((1 << 31) + 4 * os.getpid() + offset for offset in range(3))
+    files = {handle: SHM / f"PostgreSQL.{handle}" for handle in (control, listed, unlisted)}
+    for file in files.values():
+        file.write_bytes(control_segment((listed, 2), (unlisted, 0)))
 
     def is_there() -> bool:
         rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
         return number in {row.split()[1] for row in rows}
 
-    with holder() as first:
-        assert first.stdout is not None
-        number = first.stdout.readline().strip()
-        with holder(number) as second:
-            assert second.stdout is not None
-            assert second.stdout.readline().strip() == number
-            (mapped,) = segments.mapped_by((first.pid,))
-            assert mapped == f"/SYSV00000000:{number}"
-            first.kill()
-            first.wait()
-            segments.remove_unused((mapped,))
-            assert is_there(), "the other one has it mapped"
-            second.kill()
-    assert is_there(), "nobody removes it by itself"
-    segments.remove_unused((mapped,))
-    assert not is_there()
+    command = [sys.executable, "-c", HOLDER, shmem_header(ours, control).hex()]
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            number = holder.stdout.readline().strip()
+            segments.remove_of((str(ours),))
+            assert is_there(), "somebody has it attached"
+            holder.kill()
+        segments.remove_of((str(other), str(tmp_path / "none")))
+        assert is_there(), "it is that of another folder"
+        assert all(file.exists() for file in files.values())
+        segments.remove_of((str(other), str(ours)))
+        assert not is_there()
+        assert [handle for handle, file in files.items() if file.exists()] == [unlisted]
+    finally:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+
+
+def test_a_system_v_segment_tells_whose_it_is(tmp_path: Path) -> None:
+    header = shmem_header(tmp_path, 7)
+    status = tmp_path.stat()
+    assert segments.owner_in(header + bytes(8)) == segments.Owner(status.st_dev, status.st_ino, 7)
+    assert segments.owner_in(header[:-1]) is None
+    assert segments.owner_in(bytes(len(header))) is None
 
 
 def test_a_control_segment_lists_the_segments_of_its_cluster() -> None:
-    def item(handle: int, references: int) -> bytes:
-        return struct.pack("=IIQQQB7x", handle, references, 0, 0, 0, 1)
-
-    items = item(4, 2) + item(6, 0) + item(8, 1) + item(10, 1)
-    header = struct.pack("=III4x", 0x9A503D32, 3, 64)
-    assert segments.listed_in(header + items) == (4, 8)
-    assert segments.listed_in(header + items[:60]) == (4,)
-    assert segments.listed_in(header[:8]) is None
+    data = control_segment((4, 2), (6, 0), (8, 1))
+    assert segments.listed_in(data) == (4, 8)
+    assert segments.listed_in(data[:-1]) == (4,)
+    assert segments.listed_in(data[:8]) is None
     assert segments.listed_in(bytes(100)) is None
 
 
