@@ -296,11 +296,13 @@ class Turn:
 
     def give_up(self) -> None:
         """Let the process end although Postgres may live: nobody is told that it is gone."""
+        error = self.state.error or "unknown error"
+        self.end_attempt(ConfigureFailed(error))
         ending = self.state.ending
         if ending is not None:
-            self.answer(ending.waiters, TerminateFailed(self.state.error or "unknown error"))
+            self.answer(ending.waiters, TerminateFailed(error))
             self.set(ending=replace(ending, waiters=()))
-        self.finish()
+        self.close()  # the answers reach those who wait
 
     def finish(self) -> None:
         """Let the process end; nobody is left waiting."""

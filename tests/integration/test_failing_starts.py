@@ -41,7 +41,7 @@ WANTED: Final = spec(
 )
 
 
-@pytest.mark.matrix("failing-starts", sample=0)
+@pytest.mark.matrix("failing-starts", sample=8)
 @pytest.mark.parametrize("deed", ["return", "panic"])
 @pytest.mark.parametrize("step", [*PREFLIGHT, *START], ids=lambda step: step.value)
 def test_whoever_waits_for_a_start_that_fails_is_told(

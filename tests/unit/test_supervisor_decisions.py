@@ -702,8 +702,10 @@ def test_a_stop_that_is_never_reported_is_given_up_and_every_waiter_is_answered(
     assert overdue is not None
     assert life.last(StopPostgres).budget_s < overdue < 10
     life.hear(StopOverdue())
-    assert life.answers[exit_waiter].code == 1
     assert waiter in life.answers
+    assert exit_waiter not in life.answers, "the answer is on its way"
+    life.hear(ServingStopped())
+    assert life.answers[exit_waiter].code == 1
 
 
 # --- Signals -----------------------------------------------------------------------------------------------
@@ -831,10 +833,15 @@ def test_a_dead_actor_stops_postgres_in_order_and_fails_the_node(actor: str) -> 
     assert life.answers[exit_waiter].code == 1
 
 
-def test_a_dead_postgres_process_leaves_the_stop_to_the_last_resort_at_once() -> None:
-    life = running()
+def test_a_dead_postgres_process_leaves_the_stop_to_the_last_resort_once_those_who_wait_have_their_answers() -> (
+    None
+):
+    life, configure = reconfiguring()
     exit_waiter = life.hear(AwaitExit())
     life.hear(ActorFailed(POSTGRES, "KeyError: 1"))
+    assert life.answers[configure] == ConfigureFailed("the actor postgres_process died: KeyError: 1")
+    assert exit_waiter not in life.answers, "the answer is on its way"
+    life.hear(ServingStopped())
     assert life.answers[exit_waiter].code == 1
 
 
@@ -1173,7 +1180,7 @@ def test_a_stop_that_is_never_reported_is_the_reason_of_the_exit() -> None:
     life = running()
     waiter = life.hear(AwaitExit())
     ending = life.hear(Terminate(FAST))
-    life.hear(StopOverdue())
+    life.hear(StopOverdue(), ServingStopped())
     reason = "Postgres was not reported stopped within the stop budget"
     assert life.answers[waiter] == ExitReport(1, reason)
     assert life.answers[ending] == TerminateFailed(reason)
@@ -1182,10 +1189,7 @@ def test_a_stop_that_is_never_reported_is_the_reason_of_the_exit() -> None:
     assert life.answers[asked_late] == ExitReport(1, reason)
 
 
-def test_the_end_of_the_process_answers_a_configuration_with_the_reason() -> None:
-    life, waiter = reconfiguring()
-    life.hear(ActorFailed("postgres_process", "boom"))
-    assert life.answers[waiter] == ConfigureFailed("the actor postgres_process died: boom")
+def test_a_termination_refuses_a_configuration_in_preflight_with_the_reason() -> None:
     life = running()
     life.hear(Configure(with_role("a")))
     refused = life.hear(Configure(with_role("b")))
