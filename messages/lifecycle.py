@@ -153,10 +153,14 @@ TerminateOutcome: TypeAlias = Terminated | TerminateFailed
 
 
 class ExitReport(Message, frozen=True):
-    """How the process is to end; `code` is one of the exit codes below."""
+    """How the process is to end; `code` is one of the exit codes below.
+
+    `stop_budget_s` is what is left of a stop under way, should Postgres still be there; None: there was no stop.
+    """
 
     code: int
     reason: str
+    stop_budget_s: float | None = None
 
 
 class WrongStatus(Message, frozen=True):

@@ -101,10 +101,14 @@ class PostmasterRecord:
             if start_time(pid) != began:
                 return False
             for number, share in RUNGS:
-                log.warning("last resort: sending %s to postmaster %d", number.name, pid)
+                patience_s = budget_s * share
+                log.warning(
+                    "last resort: sending %s to postmaster %d, which has %.1f s to end",
+                    *(number.name, pid, patience_s),
+                )
                 signal.pidfd_send_signal(descriptor, number)
                 signal.pidfd_send_signal(descriptor, signal.SIGCONT)  # one that stands still cannot stop
-                if select.select([descriptor], [], [], budget_s * share)[0]:
+                if select.select([descriptor], [], [], patience_s)[0]:
                     break
         except ProcessLookupError:
             log.info("last resort: postmaster %d ended meanwhile", pid)

@@ -60,6 +60,7 @@ def run(
         abandoned=news.abandoned,
         heard=news.heard if listeners else None,
     )
+    stop_s = launch.settings.stop_timeout_s
     try:
         system.start()
         exiting = system.supervisor.request(AwaitExit())
@@ -78,9 +79,11 @@ def run(
             news.tell()
         news.tell()
         report = news.report(exiting)
+        if report.stop_budget_s is not None:
+            stop_s = report.stop_budget_s
     finally:
         with leaving_within(leave_s):
-            left = end(postmaster.stop, system.stop, launch.settings.stop_timeout_s)
+            left = end(postmaster.stop, system.stop, stop_s)
     if stuck := system.actors.intersection(left):
         return ExitReport(report.code or EXIT_FAILED, f"actors that hang: {', '.join(sorted(stuck))}")
     return report

@@ -7,7 +7,6 @@ from ...messages.catalog import MakeReady
 from ...messages.lifecycle import (
     AwaitExit,
     Boot,
-    ExitReport,
     StatusChanged,
 )
 from ...messages.postgres import (
@@ -98,6 +97,6 @@ def await_exit(turn: Turn, _: AwaitExit, waiter: int | None) -> None:
     if waiter is None:
         return
     if turn.state.phase is Phase.OVER:
-        turn.answer((waiter,), ExitReport(turn.state.exit_code, turn.state.exit_reason))
+        turn.answer((waiter,), turn.exit_report())
     else:
         turn.set(exit_waiters=(*turn.state.exit_waiters, waiter))

@@ -314,10 +314,18 @@ class Turn:
             self.answer(ending.waiters, Terminated(lsn=None))
             self.set(ending=replace(ending, waiters=()))
         self.set(phase=Phase.OVER)
-        reason = self.state.exit_reason or "stopped in order"
-        self.log(logging.INFO, f"shutting down: {reason}")
-        self.answer(self.state.exit_waiters, ExitReport(self.state.exit_code, reason))
+        report = self.exit_report()
+        self.log(logging.INFO, f"shutting down: {report.reason}")
+        self.answer(self.state.exit_waiters, report)
         self.set(exit_waiters=())
+
+    def exit_report(self) -> ExitReport:
+        """Say how the process is to end."""
+        state = self.state
+        left_s = None
+        if state.ending is not None and not state.tidied:
+            left_s = max(1.0, state.ending.deadline_s - self.now_s)
+        return ExitReport(state.exit_code, state.exit_reason or "stopped in order", left_s)
 
     def broken(self, error: str, *, unexpected: bool = True) -> None:
         """Note that the node failed; it will end with a failure whatever follows."""

@@ -1,5 +1,6 @@
 """A node in which something hangs for ever: it is noticed, Postgres is stopped, and the process is gone in time."""
 
+import re
 import signal
 import sys
 
@@ -16,6 +17,7 @@ PROGRAM = """
 import threading
 from compute_node.actors.activity_monitor.actor import ActivityMonitor
 from compute_node.actors.kit import threaded
+from compute_node.actors.postgres_process.server import Server
 from compute_node.actors.supervisor.actor import Supervisor
 from compute_node.process import node
 
@@ -61,6 +63,25 @@ def test_a_supervisor_that_hangs_is_not_live_and_the_main_thread_stops_postgres(
     assert "in hang" in node.log, "every thread's stack"
     assert "last resort: sending SIGINT" in node.log
     node.log_path.unlink()  # its tracebacks were wanted
+
+
+def test_a_stop_that_hangs_leaves_the_last_resort_what_is_left_of_its_time(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    fault = "Server.signal = lambda *_: None; Server.kill = lambda _, job: job.wait(60)"
+    node = make_node(binaries15, "--stop-timeout", "4")
+    command = node.command
+    plant(node, fault).run()
+    assert node.stop() == 1
+    assert "Postgres was not reported stopped within the stop budget" in node.log
+    (given_s,) = re.findall(
+        r"last resort: sending SIGINT to postmaster \d+, which has ([0-9.]+) s to end", node.log
+    )
+    assert float(given_s) < 4 * 0.6, "of the whole time it would have got more than half"
+    assert "database system is shut down" in node.log
+
+    node.command = command
+    assert node.run().stop() == 0, "it removes what the first one could not"
 
 
 def test_an_actor_that_never_ends_costs_the_exit_code_and_no_time(

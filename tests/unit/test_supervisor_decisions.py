@@ -1180,13 +1180,17 @@ def test_a_stop_that_is_never_reported_is_the_reason_of_the_exit() -> None:
     life = running()
     waiter = life.hear(AwaitExit())
     ending = life.hear(Terminate(FAST))
+    life.now_s += 22
     life.hear(StopOverdue(), ServingStopped())
     reason = "Postgres was not reported stopped within the stop budget"
-    assert life.answers[waiter] == ExitReport(1, reason)
+    assert life.answers[waiter] == ExitReport(1, reason, stop_budget_s=3.0), (
+        "the last resort gets what is left"
+    )
     assert life.answers[ending] == TerminateFailed(reason)
     assert (life.state.phase, life.state.exit_waiters) == (Phase.OVER, ())
+    life.now_s += 22
     asked_late = life.hear(AwaitExit())
-    assert life.answers[asked_late] == ExitReport(1, reason)
+    assert life.answers[asked_late] == ExitReport(1, reason, stop_budget_s=1.0)
 
 
 def test_a_termination_refuses_a_configuration_in_preflight_with_the_reason() -> None:
