@@ -128,6 +128,8 @@ class System:
 
         return Node(
             supervisor=self.supervisor,
+            postgres_process=self.runtime.ref(POSTGRES),
+            configurator=self.runtime.ref(CONFIGURATOR),
             metrics=self.runtime.metrics,
             auth=AuthSettings.of(settings),
             stop_timeout_s=settings.stop_timeout_s,

@@ -81,6 +81,8 @@ class Node:
     """The node as the application sees it. Times are seconds; `wall` since the epoch, `now` for durations."""
 
     supervisor: Asker
+    postgres_process: Asker
+    configurator: Asker
     metrics: MetricsPort
     auth: AuthSettings
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S

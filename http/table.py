@@ -9,7 +9,7 @@ import msgspec
 
 from ..messages.base import Request
 from ..messages.serving import FREE_BODY
-from .port import Node
+from .port import Asker, Node
 from .waiting import Waiters
 
 R = TypeVar("R")
@@ -87,9 +87,13 @@ class Call:
         """Ask the Supervisor for what it has in memory. Raises AskError."""
         return self.node.supervisor.ask(request, ASK_S)
 
-    def wait(self, request: Request[R], limit_s: float) -> R:
-        """Ask for an outcome that may take long; one of the limited waiting places is taken meanwhile."""
-        return self.context.waiters.wait(self.node.supervisor, request, limit_s=limit_s, gone=self.gone)
+    def wait(self, request: Request[R], limit_s: float, *, of: Asker | None = None) -> R:
+        """Ask the Supervisor, or another, for an outcome that may take long.
+
+        One of the limited waiting places is taken meanwhile.
+        """
+        asked = self.node.supervisor if of is None else of
+        return self.context.waiters.wait(asked, request, limit_s=limit_s, gone=self.gone)
 
 
 Handler: TypeAlias = Callable[[Call], Answer]

@@ -8,7 +8,7 @@ from ...messages.failpoints import Failpoint
 from ..kit.jobs import Cancellation
 from . import operations as op
 from .desired import Context, departing_names
-from .model import CollationDrift, DatabaseFacts
+from .model import Catalog, CollationDrift, DatabaseFacts
 from .phases import Maintenance, Plan, Step, Visit, plan, plan_visit
 from .port import Order, Report
 from .session import Failure, Session
@@ -19,14 +19,19 @@ SHOWN_FAILURES: Final = 50
 log = logging.getLogger(__name__)
 
 
+async def survey(session: Session, order: Order) -> tuple[Context, Catalog]:
+    """Find out what the planner must know, before it plans an application or what one would do."""
+    context = Context(session.administrator, session.system_database, order.privileged_role, order.seen)
+    return context, await session.snapshot(departing_names(order.spec))
+
+
 async def apply(session: Session, order: Order, cancellation: Cancellation) -> Report:
     """Bring the catalog to the state that the spec describes.
 
     The first step with a failure is the last one; all that the step holds is tried. What the planner
     refuses is left out, and the rest is done in full.
     """
-    context = Context(session.administrator, session.system_database, order.privileged_role, order.seen)
-    catalog = await session.snapshot(departing_names(order.spec))
+    context, catalog = await survey(session, order)
     cancellation.reach(Failpoint.APPLY_CATALOG)
     planned = plan(catalog, order.spec, context)
     for warning in planned.warnings:

@@ -90,6 +90,8 @@ def node(
 ) -> Node:
     return Node(
         supervisor=supervisor,
+        postgres_process=supervisor,
+        configurator=supervisor,
         metrics=metrics or Metrics(),
         auth=AuthSettings(COMPUTE_ID, keys, required=required),
         stop_timeout_s=25.0,

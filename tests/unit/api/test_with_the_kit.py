@@ -24,6 +24,8 @@ def bench() -> Iterator[ThreadedBench]:
 def _client(bench: ThreadedBench) -> Client:
     node = Node(
         supervisor=bench.ref("supervisor"),
+        postgres_process=bench.ref("postgres_process"),
+        configurator=bench.ref("configurator"),
         metrics=bench.metrics,
         auth=AuthSettings(COMPUTE_ID, (KEY.jwk,)),
         refresh_metrics=bench.runtime.read_mailboxes,
