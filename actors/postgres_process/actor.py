@@ -24,6 +24,7 @@ from ...messages.spec import ComputeSpec
 from ..kit.actor import Actor, Ref
 from ..kit.jobs import Cancellation, CancelledError, Job, OnFailure, describe
 from ..kit.jobs import Work as Run
+from ..kit.programs import ProgramError
 from .port import PgdataRefusedError, Port, PostgresError
 from .private import (
     BecameReady,
@@ -184,7 +185,7 @@ def _text(error: Exception) -> str:
     """Say what went wrong: our own errors speak for themselves, others are named."""
     if isinstance(error, CancelledError):
         return CANCELLED
-    return str(error) if isinstance(error, (PostgresError, FailpointError)) else describe(error)
+    return str(error) if isinstance(error, (PostgresError, ProgramError, FailpointError)) else describe(error)
 
 
 def _not_inspected(error: Exception) -> Message:

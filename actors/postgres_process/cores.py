@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ..kit.jobs import Cancellation
-from .children import Starter, run
-from .port import PostgresError
+from ..kit.programs import ProgramError, Starter, run
 
 TIMEOUT_S: Final = 20.0
 """Of one backtrace."""
@@ -64,7 +63,7 @@ def report(
             result = run(
                 command, starter=starter, env=env, cwd="/", timeout_s=TIMEOUT_S, cancellation=cancellation
             )
-        except PostgresError as error:
+        except ProgramError as error:
             log.warning("error while checking for core dumps: %s", error)
         else:
             log.warning("core dump backtrace: %s", result.output.strip())

@@ -17,8 +17,8 @@ from ...postgres import pidfile
 from ...postgres.binaries import Binaries
 from ...postgres.environment import allowed
 from ..kit.jobs import Cancellation
+from ..kit.programs import Starter, Wake
 from . import orphans
-from .children import Starter, Wake
 
 STORAGE_TOKEN: Final = "NEON_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 IGNORED_PROCESS: Final = "PG_GRANDPARENT_PID"

@@ -12,7 +12,7 @@ from typing import Final
 
 from ...postgres.masking import mask_server_words
 from ..kit.jobs import Cancellation
-from .children import Wake
+from ..kit.programs import Wake
 from .disk import is_about_space
 
 MAX_MESSAGE: Final = 65_536

@@ -23,7 +23,8 @@ from ...postgres.connection import parse_connstr
 from ...postgres.hba import open_to_passwords
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
-from . import checking, children, cores, folder, launcher, orphans, readiness, reload, segments, syncing
+from ..kit.programs import ProgramError, Starter, run
+from . import checking, cores, folder, launcher, orphans, readiness, reload, segments, syncing
 from .control import read_state
 from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
@@ -75,7 +76,7 @@ class Server(Port):
         self._settings = settings
         self._binaries = binaries
         self._account = account
-        self._starter = children.Starter(account, metrics=metrics, oom_score_adj=settings.oom_score_adj)
+        self._starter = Starter(account, metrics=metrics, oom_score_adj=settings.oom_score_adj)
         self._sink = sink
         self._target = parse_connstr(settings.connstr.reveal())
         self._pgdata = os.path.abspath(settings.pgdata)  # noqa: PTH100 - links stay as they were given
@@ -285,7 +286,7 @@ class Server(Port):
                 content = text.encode(errors="surrogateescape")
                 folder.write_file(f"{scratch}/{name}", content, account=self._account, sync=False)
             cancellation.reach(Failpoint.CHECK_WRITTEN)
-            result = children.run(
+            result = run(
                 [
                     self._binaries.postgres,
                     "-C",
@@ -531,7 +532,7 @@ class Server(Port):
         """Let an error that comes of a full disk say so, and what to do."""
         try:
             yield
-        except (PostgresError, OSError) as error:
+        except (PostgresError, ProgramError, OSError) as error:
             if not is_about_space(str(error)):
                 raise
             raise PostgresError(blamed(str(error), self._areas())) from error

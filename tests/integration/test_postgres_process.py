@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
+from compute_node.actors.kit.programs import Starter
 from compute_node.actors.postgres_process import orphans, readiness, syncing
-from compute_node.actors.postgres_process.children import Starter
 from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.lock import FolderLock
 from compute_node.actors.postgres_process.pgdata import MARKER, TEMPORARY, TOKEN, Seal

@@ -12,8 +12,7 @@ from ....messages.settings import SourceName
 from ....messages.spec import ComputeSpec
 from ....postgres.binaries import Binaries
 from ...kit.jobs import Cancellation
-from ..children import Starter, run
-from ..port import PostgresError
+from ...kit.programs import ProgramError, Starter, run
 from . import Source, SourceError
 
 LOCALE: Final = "C.UTF-8"
@@ -62,7 +61,7 @@ class InitdbSource(Source):
                 cancellation=cancellation,
                 step=Failpoint.INITDB_RUNNING,
             )
-        except PostgresError as error:
+        except ProgramError as error:
             msg = f"no new cluster could be made: {error}"
             raise SourceError(msg) from error
         if result.code != 0:

@@ -1,6 +1,5 @@
 """What Postgres is given, when it counts as ready, and how its ends are told."""
 
-import logging
 import os
 import struct
 import subprocess
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
-from compute_node.actors.kit.metrics import Metrics
-from compute_node.actors.postgres_process import children, cores, orphans, readiness, segments
+from compute_node.actors.kit.programs import Starter
+from compute_node.actors.postgres_process import cores, orphans, readiness, segments
 from compute_node.actors.postgres_process.control import ClusterState, read_state
 from compute_node.actors.postgres_process.launcher import (
     Postmaster,
@@ -20,17 +19,14 @@ from compute_node.actors.postgres_process.launcher import (
     stale_lock_holder,
 )
 from compute_node.actors.postgres_process.port import PostgresError
-from compute_node.messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from compute_node.messages.postgres import StopRung
 from compute_node.messages.secret import Secret
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fix_postgres import SHM, wait_until
+from fix_postgres import SHM
 
 WAIT_S = 10.0
-STARTER = children.Starter(None)
-
 SECRETS = {
     "NEON_CONTROL_PLANE_TOKEN": "canary",
     "NOTIFY_SOCKET": "/run/canary",
@@ -277,160 +273,6 @@ def test_a_control_segment_lists_the_segments_of_its_cluster() -> None:
     assert segments.listed_in(bytes(100)) is None
 
 
-# --- Helper programs -------------------------------------------------------------------------------------
-
-
-def run_shell(
-    script: str, cancellation: Cancellation | None = None, timeout_s: float = WAIT_S
-) -> children.Result:
-    return children.run(
-        ["/bin/sh", "-c", script],
-        starter=STARTER,
-        env={"PATH": os.environ["PATH"]},
-        cwd="/",
-        timeout_s=timeout_s,
-        cancellation=cancellation or Cancellation(),
-    )
-
-
-def test_a_program_is_run_to_its_end_with_all_it_says() -> None:
-    assert run_shell("echo out; echo err >&2; exit 3") == children.Result(3, "out\nerr\n")
-
-
-def test_the_end_of_long_output_is_kept() -> None:
-    result = run_shell("yes x | head -c 400000; echo end")
-    assert result.output.endswith("end\n")
-    assert len(result.output) == children.MAX_OUTPUT
-
-
-def test_a_program_that_takes_too_long_is_killed_with_its_group() -> None:
-    with pytest.raises(PostgresError, match=r"had not ended after 0.2 s and was killed; it said: busy"):
-        run_shell("echo busy; sleep 60 & sleep 60", timeout_s=0.2)
-
-
-def test_a_cancelled_program_is_gone_with_all_it_started_when_the_call_returns(tmp_path: Path) -> None:
-    cancellation = Cancellation()
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            run_shell(f"sh -c 'exec 3>{fifo}; echo up >&3; sleep 60' & wait", cancellation)
-        except CancelledError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    import select
-
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    assert poll.poll(WAIT_S * 1000)
-    assert os.read(reader, 10) == b"up\n"
-    cancellation.request()
-    thread.join(WAIT_S)
-    assert not thread.is_alive()
-    assert len(errors) == 1
-    assert os.read(reader, 10) == b"", "the grandchild still holds the other end"
-    os.close(reader)
-
-
-def test_a_helper_that_ignores_signals_and_leaves_its_group_is_gone_too(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    os.set_blocking(reader, True)
-    script = f'trap "" TERM HUP INT; (setsid sh -c "exec 3>{fifo}; echo up >&3; exec sleep 60" &) ; sleep 60'
-    cancellation = Cancellation()
-    thread = threading.Thread(target=run_cancelled, args=(script, cancellation))
-    thread.start()
-    with os.fdopen(reader, "rb", buffering=0) as pipe:
-        wait_until(lambda: pipe.read(3) == b"up\n", "the helper's own daemon is there")
-        cancellation.request()
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
-        assert pipe.read(1) == b"", "nobody holds the other end"
-
-
-def run_cancelled(script: str, cancellation: Cancellation) -> None:
-    with pytest.raises(CancelledError):
-        run_shell(script, cancellation)
-
-
-def test_what_is_started_inherits_three_descriptors_and_nothing_else() -> None:
-    leak = os.open("/dev/null", os.O_RDONLY)
-    os.set_inheritable(leak, True)
-    try:
-        # The fourth is the folder that is being listed.
-        assert run_shell("ls /proc/self/fd", Cancellation()).output.split() == ["0", "1", "2", "3"]
-    finally:
-        os.close(leak)
-
-
-def test_what_is_started_outlives_the_thread_that_started_it() -> None:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        started.append(STARTER.start(["/bin/sleep", "60"], env={}, cwd="/", output=subprocess.DEVNULL))
-
-    thread = threading.Thread(target=start)
-    thread.start()
-    thread.join(WAIT_S)
-    (process,) = started
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.3)
-    process.kill()
-    assert process.wait(WAIT_S) == -9
-
-
-def test_programs_are_started_beside_busy_threads() -> None:
-    over = threading.Event()
-
-    def busy() -> None:
-        while not over.is_set():
-            logging.getLogger("busy").debug("%s", [object() for _ in range(100)])
-
-    threads = [threading.Thread(target=busy) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    try:
-        codes = {
-            STARTER.start(["/bin/true"], env={}, cwd="/", output=subprocess.DEVNULL).wait(WAIT_S * 3)
-            for _ in range(50)
-        }
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(WAIT_S)
-    assert codes == {0}
-
-
-def test_the_start_of_a_program_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = Metrics()
-    starter = children.Starter(None, metrics=metrics)
-    for limit_s in (1000.0, 0.0):
-        monkeypatch.setattr(children, "SLOW_SPAWN_S", limit_s)
-        starter.start(["/bin/true"], env={}, cwd="/", output=subprocess.DEVNULL).wait()
-    assert metrics.read(SPAWNS) == {("true",): 2}
-    assert metrics.read(SLOW_SPAWNS) == {("true",): 1}
-    assert metrics.read(SPAWN_SECONDS)["true",] > 0
-
-
-def test_a_program_that_is_not_there_is_named() -> None:
-    with pytest.raises(PostgresError, match=r"/nowhere/initdb cannot be run: No such file"):
-        children.run(
-            ["/nowhere/initdb"], starter=STARTER, env={}, cwd="/", timeout_s=1, cancellation=Cancellation()
-        )
-
-
-def test_a_cancellation_after_the_end_is_harmless() -> None:
-    cancellation = Cancellation()
-    run_shell("true", cancellation)
-    cancellation.request()
-
-
 # --- Core dumps ------------------------------------------------------------------------------------------
 
 
@@ -478,6 +320,6 @@ def test_a_backtrace_is_logged_by_whatever_debugger_there_is(
     for name in installed:
         fake_debugger(tmp_path, name)
     monkeypatch.setenv("PATH", str(tmp_path))
-    cores.report(["/pg/core"], "/bin/postgres", starter=STARTER, env={}, cancellation=Cancellation())
+    cores.report(["/pg/core"], "/bin/postgres", starter=Starter(None), env={}, cancellation=Cancellation())
     assert "core dump found: /pg/core" in caplog.text
     assert said in caplog.text

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
+from compute_node.actors.kit.programs import Starter
 from compute_node.actors.postgres_process import syncing
-from compute_node.actors.postgres_process.children import Starter
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.actors.postgres_process.syncing import FileSystemSync, is_wise, of_all
 from compute_node.postgres.binaries import Binaries

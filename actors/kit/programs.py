@@ -1,4 +1,4 @@
-"""Helper programs (initdb, `postgres -C`, debuggers): run to their end, or ended with all they started."""
+"""Helper programs (initdb, `postgres -C`, pg_dump, debuggers): run to their end, or ended with all they started."""
 
 import contextlib
 import itertools
@@ -10,16 +10,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from ...messages.failpoints import Failpoint
 from ...messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
-from ...postgres.accounts import Account
-from ..kit.jobs import Cancellation
-from ..kit.metrics import Metrics
-from .port import PostgresError
+from .jobs import Cancellation
+from .metrics import Metrics
 
 MAX_OUTPUT: Final = 65_536
 """Bytes of output that are kept: the last ones."""
@@ -30,6 +28,29 @@ SLOW_SPAWN_S: Final = 0.05
 _AFTER_KILL_S: Final = 2.0
 _CHUNK: Final = 65_536
 _numbers: Final = itertools.count()
+
+
+class ProgramError(Exception):
+    """A program could not be started or took too long; the message names it and says what it said."""
+
+
+class Identity(Protocol):
+    """An account of the system."""
+
+    @property
+    def uid(self) -> int:
+        """Its user id."""
+        ...
+
+    @property
+    def gid(self) -> int:
+        """Its group id."""
+        ...
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Its other groups."""
+        ...
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -69,7 +90,7 @@ class Starter:
     """
 
     def __init__(
-        self, account: Account | None, *, metrics: Metrics | None = None, oom_score_adj: int | None = None
+        self, account: Identity | None, *, metrics: Metrics | None = None, oom_score_adj: int | None = None
     ) -> None:
         self.account: Final = account
         self.oom_score_adj: Final = oom_score_adj
@@ -84,7 +105,7 @@ class Starter:
         output: int,
         protected: bool = False,
     ) -> "subprocess.Popen[bytes]":
-        """Start a program, its output going to the descriptor (or PIPE). Raises PostgresError."""
+        """Start a program, its output going to the descriptor (or PIPE). Raises ProgramError."""
         keywords: dict[str, Any] = {}
         if self.account is not None:
             keywords = {
@@ -107,7 +128,7 @@ class Starter:
             )
         except OSError as error:
             msg = f"{command[0]} cannot be run: {error.strerror or error}"
-            raise PostgresError(msg) from error
+            raise ProgramError(msg) from error
         self._measure(Path(command[0]).name, monotonic() - began_s)
         if not protected and self.oom_score_adj is not None:
             with contextlib.suppress(OSError):  # it has ended, or we were not allowed to lower it either
@@ -139,7 +160,7 @@ def run(
     """Run a program in its own session and return when it and all it started have ended.
 
     On a cancellation or time-out it is killed with all that it started. `step` is reached once it has been started.
-    Raises CancelledError, or PostgresError when it cannot be started or takes too long.
+    Raises CancelledError, or ProgramError when it cannot be started or takes too long.
     """
     cancellation.check()
     wake = Wake(cancellation)
@@ -162,7 +183,7 @@ def run(
         text = output[-MAX_OUTPUT:].decode(errors="replace")
         if not finished:
             msg = f"{command[0]} had not ended after {timeout_s:g} s and was killed; it said: {text.strip()}"
-            raise PostgresError(msg)
+            raise ProgramError(msg)
         return Result(code, text)
     finally:
         wake.close()
