@@ -18,9 +18,10 @@ from ...messages.catalog import (
 )
 from ...messages.failpoints import FailpointError
 from ...messages.metrics import APPLIED_STATEMENTS, DRIFTED_COLLATIONS
+from ...messages.planning import CannotPlan, CatalogPlanned, PlanOutcome, PlanSpec
 from ...messages.settings import NodeSettings
-from ...messages.spec import Mode
-from ..kit.actor import Actor, Ref
+from ...messages.spec import ComputeSpec, Mode
+from ..kit.actor import Actor, Ref, Replier
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
 from .port import Administration, AdministrationError, Order
 
@@ -44,7 +45,13 @@ class Written(Message, frozen=True):
     error: str | None = None
 
 
-Heard: TypeAlias = MakeReady | ApplySpec | CancelApply | Applied | Checkpoint | Written
+class Planned(Message, frozen=True):
+    """Tells the Configurator what its plan says."""
+
+    outcome: PlanOutcome
+
+
+Heard: TypeAlias = MakeReady | ApplySpec | CancelApply | Applied | Checkpoint | Written | PlanSpec | Planned
 Told: TypeAlias = SpecApplied | ApplyFailed | CheckpointEnded
 
 
@@ -58,13 +65,14 @@ class _Running:
 class Configurator(Actor[Heard]):
     """Brings roles, databases and grants to the described state."""
 
-    max_jobs: ClassVar[int] = 1  # an application waits for what it needs to be loaded
+    max_jobs: ClassVar[int] = 2  # one that changes something, and one that only looks
 
     def __init__(self, settings: NodeSettings, supervisor: Ref[Told], administration: Administration) -> None:
         self._settings = settings
         self._supervisor = supervisor
         self._administration = administration
         self._running: _Running | None = None
+        self._planning: Replier[PlanOutcome] | None = None
         self._seen: frozenset[int] = frozenset()
         """Databases that were brought to their described state in this process's life, by oid."""
 
@@ -84,6 +92,10 @@ class Configurator(Actor[Heard]):
                 self._checkpoint(limit_s)
             case Written(error):
                 self._supervisor.tell(CheckpointEnded(error))
+            case PlanSpec():
+                self._plan(message)
+            case Planned(outcome):
+                self._planned(outcome)
             case _:
                 assert_never(message)
 
@@ -92,7 +104,7 @@ class Configurator(Actor[Heard]):
         if self._running is not None:
             reason = f"the spec of operation {self._running.operation} is still being applied"
             self._supervisor.tell(ApplyFailed(command.operation, reason))
-        elif spec.skip_pg_catalog_updates or spec.compute_mode is not Mode.PRIMARY:
+        elif _left_alone(spec) is not None:
             self._supervisor.tell(SpecApplied(command.operation, statements=0, took_ms=0))
         else:
             order = Order(spec, command.starting, self._settings.privileged_role_name, self._seen)
@@ -102,6 +114,28 @@ class Configurator(Actor[Heard]):
                 failed=partial(_failed, command.operation),
             )
             self._running = _Running(command.operation, job, self.clock.now())
+
+    def _plan(self, request: PlanSpec) -> None:
+        if self._planning is not None:
+            self.reply(request, CannotPlan("another plan is being made; try again in a moment", busy=True))
+        elif (reason := _left_alone(request.spec)) is not None:
+            self.reply(request, CatalogPlanned(warnings=(reason,)))
+        else:
+            seen = frozenset[int]() if request.everywhere else self._seen
+            order = Order(
+                request.spec, starting=False, seen=seen, privileged_role=self._settings.privileged_role_name
+            )
+            self._planning = self.defer(request)
+            self.start_job(
+                "plan the spec",
+                lambda cancellation: Planned(self._administration.plan(order, cancellation)),
+                failed=lambda error: Planned(CannotPlan(f"cannot plan the spec: {_reason(error)}")),
+            )
+
+    def _planned(self, outcome: PlanOutcome) -> None:
+        waiter, self._planning = self._planning, None
+        if waiter is not None:
+            waiter.answer(outcome)
 
     def _checkpoint(self, limit_s: float) -> None:
         if self._running is not None:
@@ -125,6 +159,15 @@ class Configurator(Actor[Heard]):
         else:
             log.info("the spec is applied: %d changes in %d ms", outcome.statements, took_ms)
             self._supervisor.tell(SpecApplied(outcome.operation, outcome.statements, took_ms))
+
+
+def _left_alone(spec: ComputeSpec) -> str | None:
+    """Say why the catalog is not touched; None when it is."""
+    if spec.skip_pg_catalog_updates:
+        return "the catalog is left as it is: the spec says `skip_pg_catalog_updates`"
+    if spec.compute_mode is not Mode.PRIMARY:
+        return f"the catalog is left as it is: the node is in the mode {spec.compute_mode.value}"
+    return None
 
 
 def _work(

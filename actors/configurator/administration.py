@@ -2,6 +2,7 @@
 
 from typing_extensions import override
 
+from ...messages.planning import CatalogPlanned
 from ...messages.settings import NodeSettings
 from ..kit.jobs import Cancellation
 from .port import Administration, Order, Report
@@ -22,6 +23,12 @@ class PostgresAdministration(Administration):
         from .executor import apply
 
         return apply(self._connstr, order, cancellation)
+
+    @override
+    def plan(self, order: Order, cancellation: Cancellation) -> CatalogPlanned:
+        from .executor import rehearse
+
+        return rehearse(self._connstr, order, cancellation)
 
     @override
     def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:

@@ -37,7 +37,7 @@ async def apply(session: Session, order: Order, cancellation: Cancellation) -> R
     for warning in planned.warnings:
         log.warning("applying the spec: %s", warning)
     for drift in catalog.drift:
-        log.warning("%s", _describe(drift))
+        log.warning("%s", collation_warning(drift))
     progress = _Progress(planned, context, len(catalog.drift))
     for step in planned.steps:
         if failures := await progress.take(step, session):
@@ -87,7 +87,8 @@ class _Progress:
         )
 
 
-def _describe(drift: CollationDrift) -> str:
+def collation_warning(drift: CollationDrift) -> str:
+    """Say what is wrong with a database whose collation has changed, and what to do."""
     name = op.database_named(drift.database)
     return (
         f"{name} was made with version {drift.made_with or 'none'} of its collation, and this machine has "

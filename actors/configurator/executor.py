@@ -17,11 +17,13 @@ from psycopg.rows import TupleRow
 from typing_extensions import override
 
 from ...messages.failpoints import Failpoint
+from ...messages.planning import CatalogPlanned
 from ...messages.secret import MASK
 from ...postgres.connection import QUIET_OPTIONS, Target, connect, parse_connstr, run_async
 from ..kit.jobs import Cancellation
 from . import apply as application
 from . import operations as op
+from . import rehearsal
 from .catalog import (
     COLLATION_VERSIONS_SINCE,
     DRIFT_QUESTION,
@@ -44,6 +46,7 @@ from .sql import statements
 
 START_NAME: Final = "compute_ctl:apply_config"
 RECONFIGURE_NAME: Final = "compute_ctl:reconfigure"
+PLAN_NAME: Final = "compute_ctl:plan"
 CHECKPOINT_NAME: Final = "compute_ctl:checkpoint"
 
 APPLY_LIMIT_S: Final = 540.0
@@ -69,6 +72,7 @@ OPTIONS: Final = (
     "session_replication_role=replica",  # event triggers of users stay out of our statements
 )
 MAINTENANCE_OPTIONS: Final = (*OPTIONS, "neon.forward_ddl=false")
+READ_ONLY: Final = "default_transaction_read_only=on"
 EVENT_TRIGGERS_OFF: Final = "event_triggers=off"
 EVENT_TRIGGERS_SINCE: Final = 170000
 
@@ -83,18 +87,29 @@ T = TypeVar("T")
 
 def apply(connstr: str, order: Order, cancellation: Cancellation) -> Report:
     """Apply a spec to the Postgres of that URL, on this thread; see `port.Administration`."""
-    return run_async(partial(_apply, parse_connstr(connstr), order, cancellation), cancellation)
+    session = PostgresSession(parse_connstr(connstr), order, cancellation)
+    work = partial(application.apply, session, order, cancellation)
+    afterwards = "applying the spec again goes on from there"
+    return run_async(partial(_within_limit, session, work, afterwards), cancellation)
 
 
-async def _apply(target: Target, order: Order, cancellation: Cancellation) -> Report:
-    session = PostgresSession(target, order, cancellation)
+def rehearse(connstr: str, order: Order, cancellation: Cancellation) -> CatalogPlanned:
+    """Say what `apply` would do, in sessions that can only read; see `port.Administration`."""
+    session = PostgresSession(parse_connstr(connstr), order, cancellation, read_only=True)
+    work = partial(rehearsal.rehearse, session, order, cancellation)
+    return run_async(partial(_within_limit, session, work, "nothing was changed"), cancellation).told()
+
+
+async def _within_limit(
+    session: "PostgresSession", work: Callable[[], Coroutine[Any, Any, T]], afterwards: str
+) -> T:
     try:
         async with asyncio.timeout(APPLY_LIMIT_S):
-            return await application.apply(session, order, cancellation)
+            return await work()
     except TimeoutError:
         msg = (
             f"it was broken off after {APPLY_LIMIT_S:g} s: Postgres is too slow, or something holds it up; "
-            "applying the spec again goes on from there"
+            f"{afterwards}"
         )
         raise AdministrationError(msg) from None
     finally:
@@ -127,11 +142,14 @@ async def _checkpoint(target: Target, limit_s: float) -> None:
 class PostgresSession(Session):
     """An administration over real connections; all are closed by `close`."""
 
-    def __init__(self, target: Target, order: Order, cancellation: Cancellation) -> None:
+    def __init__(
+        self, target: Target, order: Order, cancellation: Cancellation, *, read_only: bool = False
+    ) -> None:
         self._target = target
         self._order = order
         self._cancellation = cancellation
-        self._name = START_NAME if order.starting else RECONFIGURE_NAME
+        self._read_only = read_only
+        self._name = PLAN_NAME if read_only else START_NAME if order.starting else RECONFIGURE_NAME
         self._maintenance: list[Connection] = []
         self._limit = 1
         self._visit_options: tuple[str, ...] = OPTIONS
@@ -246,6 +264,8 @@ class PostgresSession(Session):
             connection.pgconn.finish()
 
     async def _connect(self, target: Target, dbname: str | None, options: Sequence[str]) -> Connection:
+        if self._read_only:
+            options = (*options, READ_ONLY)
         connection = await connect(target, application_name=self._name, dbname=dbname, extra_options=options)
         connection.pgconn.enter_pipeline_mode()
         return connection
@@ -258,7 +278,7 @@ class PostgresSession(Session):
         try:
             connection = await self._connect(self._target, None, MAINTENANCE_OPTIONS)
         except OperationalError:
-            if not await self._bootstrapped():
+            if self._read_only or not await self._bootstrapped():
                 raise
             connection = await self._connect(self._target, None, MAINTENANCE_OPTIONS)
         self._maintenance.append(connection)

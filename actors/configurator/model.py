@@ -163,6 +163,20 @@ def after(catalog: Catalog, *operations: op.AnyOperation) -> Catalog:
     return draft.catalog()
 
 
+def facts_renamed(facts: DatabaseFacts, name: str, new_name: str) -> DatabaseFacts:
+    """Return what a visit finds once this role has another name."""
+
+    def new(role: str) -> str:
+        return new_name if role == name else role
+
+    holdings = {
+        new(role): Holdings(held.owns, frozenset((new(g), schema, t) for g, schema, t in held.foreign_grants))
+        for role, held in facts.holdings.items()
+    }
+    owner = None if facts.public_owner is None else new(facts.public_owner)
+    return msgspec.structs.replace(facts, public_owner=owner, holdings=holdings)
+
+
 def facts_after(facts: DatabaseFacts, operations: Iterable[op.Visiting]) -> DatabaseFacts:
     """Return what the next visit of this database would find."""
     for operation in operations:

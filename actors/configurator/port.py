@@ -4,6 +4,7 @@ from typing import Protocol
 
 import msgspec
 
+from ...messages.planning import CatalogPlanned
 from ...messages.spec import ComputeSpec
 from ..kit.jobs import Cancellation
 
@@ -47,6 +48,10 @@ class Administration(Protocol):
 
         Raises AdministrationError, and CancelledError within a second of the request.
         """
+        ...
+
+    def plan(self, order: Order, cancellation: Cancellation) -> CatalogPlanned:
+        """Say what `apply` would do, and change nothing; else as `apply`."""
         ...
 
     def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:

@@ -14,11 +14,14 @@ from compute_node.actors.configurator.model import (
     RoleState,
     after,
     facts_after,
+    facts_renamed,
 )
 from compute_node.actors.configurator.phases import Visit
 from compute_node.actors.configurator.port import Administration, AdministrationError, Order, Report
+from compute_node.actors.configurator.rehearsal import Rehearsed, rehearse
 from compute_node.actors.configurator.session import DecideVisit, Failure, Outcome, Session, VisitOutcome
 from compute_node.actors.kit.jobs import Blocked, Cancellation
+from compute_node.messages.planning import CatalogPlanned
 from typing_extensions import override
 
 T = TypeVar("T")
@@ -49,6 +52,7 @@ class FakeAdministration(Administration):
         self.done: list[op.AnyOperation] = []
         self.visited: list[str] = []
         self.orders: list[Order] = []
+        self.planned: list[Order] = []
         self.loaded = False
         self.held = False
         self.checkpoints = 0
@@ -72,6 +76,17 @@ class FakeAdministration(Administration):
             raise Blocked
         self.orders.append(order)
         return finish(apply(FakeSession(self), order, cancellation))
+
+    @override
+    def plan(self, order: Order, cancellation: Cancellation) -> CatalogPlanned:
+        return self.rehearse(order, cancellation).told()
+
+    def rehearse(self, order: Order, cancellation: Cancellation) -> Rehearsed:
+        cancellation.check()
+        if self.held:
+            raise Blocked
+        self.planned.append(order)
+        return finish(rehearse(FakeSession(self), order, cancellation))
 
     @override
     def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
@@ -108,7 +123,7 @@ class FakeAdministration(Administration):
             case op.RenameDatabase(name, new_name):
                 self.facts[new_name] = self.facts.pop(name)
             case op.RenameRole(name, new_name):
-                self.facts = {db: _renamed(facts, name, new_name) for db, facts in self.facts.items()}
+                self.facts = {db: facts_renamed(facts, name, new_name) for db, facts in self.facts.items()}
             case (
                 op.ReassignOwned()
                 | op.RevokeGrants()
@@ -158,18 +173,6 @@ class FakeAdministration(Administration):
         )
 
 
-def _renamed(facts: DatabaseFacts, name: str, new_name: str) -> DatabaseFacts:
-    def new(role: str) -> str:
-        return new_name if role == name else role
-
-    holdings = {
-        new(role): Holdings(held.owns, frozenset((new(g), schema, t) for g, schema, t in held.foreign_grants))
-        for role, held in facts.holdings.items()
-    }
-    owner = None if facts.public_owner is None else new(facts.public_owner)
-    return msgspec.structs.replace(facts, public_owner=owner, holdings=holdings)
-
-
 class FakeSession(Session):
     def __init__(self, world: FakeAdministration) -> None:
         self._world = world
@@ -211,7 +214,9 @@ class FakeSession(Session):
                     for database, role in self._world.catalog.dependents
                     if database == "" and role in visit.departing
                 }
-            outcome = self._run(decide(visit, msgspec.structs.replace(facts, holdings=known)))
+            has_web_access = "web_access" in self._world.catalog.roles
+            facts = msgspec.structs.replace(facts, holdings=known, has_web_access=has_web_access)
+            outcome = self._run(decide(visit, facts))
             outcomes.append(VisitOutcome(visit, facts.oid, outcome.done, outcome.failures))
         return tuple(outcomes)
 

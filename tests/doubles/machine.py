@@ -29,6 +29,7 @@ from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
 from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, PostgresError
 from compute_node.actors.postgres_process.sources import Source, SourceError
 from compute_node.messages.failpoints import Failpoint, FailpointError
+from compute_node.messages.planning import CatalogPlanned
 from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.settings import NodeSettings, SourceName
 from compute_node.messages.spec import ComputeSpec
@@ -655,6 +656,20 @@ class MachineAdministration(Administration):
     @override
     def apply(self, order: Order, cancellation: Cancellation) -> Report:
         machine = self._machine
+        cluster = self._cluster(cancellation)
+        cluster.broken, cluster.operations_left = machine.broken, machine.operations_left
+        cluster.before_each = machine.change
+        report = cluster.apply(order, cancellation)
+        if not report.errors:
+            machine.applied.append(order.spec)
+        return report
+
+    @override
+    def plan(self, order: Order, cancellation: Cancellation) -> CatalogPlanned:
+        return self._cluster(cancellation).plan(order, cancellation)
+
+    def _cluster(self, cancellation: Cancellation) -> FakeAdministration:
+        machine = self._machine
         if machine.died:
             raise Died
         cancellation.check()
@@ -665,13 +680,7 @@ class MachineAdministration(Administration):
             raise AdministrationError(msg)
         if machine.held:
             raise Blocked
-        cluster = machine.clusters[machine.served]
-        cluster.broken, cluster.operations_left = machine.broken, machine.operations_left
-        cluster.before_each = machine.change
-        report = cluster.apply(order, cancellation)
-        if not report.errors:
-            machine.applied.append(order.spec)
-        return report
+        return machine.clusters[machine.served]
 
     @override
     def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:

@@ -17,6 +17,7 @@ from compute_node.messages.catalog import (
     SpecApplied,
 )
 from compute_node.messages.metrics import APPLIED_STATEMENTS
+from compute_node.messages.planning import CannotPlan, CatalogPlanned, PlanSpec
 from compute_node.messages.spec import Cluster, ComputeSpec, Database, Role, StaticMode
 from typing_extensions import override
 
@@ -233,3 +234,71 @@ def test_there_is_no_checkpoint_beside_an_application() -> None:
     house.runtime.settle()
     assert house.listener.heard == [CheckpointEnded("the spec of operation 1 is still being applied")]
     assert house.postgres.checkpoints == 0
+
+
+def test_a_plan_says_what_an_application_does_and_changes_nothing(house: House) -> None:
+    pending = house.configurator.request(PlanSpec(two_databases()))
+    house.runtime.settle()
+    planned = pending.get(0)
+    assert isinstance(planned, CatalogPlanned)
+    assert house.postgres.done == []
+    house.apply(1, two_databases())
+    assert [o.action for o in planned.operations] == [o.describe() for o in house.postgres.done]
+    again = house.configurator.request(PlanSpec(two_databases()))
+    house.runtime.settle()
+    assert again.get(0) == CatalogPlanned()
+
+
+def test_a_plan_leaves_out_databases_that_are_known_unless_it_is_to_look_everywhere() -> None:
+    house = House(0)
+    house.apply(1, two_databases())
+    house.postgres.visited.clear()
+    for everywhere, visited in ((False, []), (True, ["x", "y"])):
+        pending = house.configurator.request(PlanSpec(two_databases(), everywhere=everywhere))
+        house.runtime.settle()
+        assert pending.get(0) == CatalogPlanned()
+        assert house.postgres.visited == visited
+
+
+def test_a_plan_is_made_beside_an_application_and_does_not_wait_for_it() -> None:
+    house = House(0)
+    house.postgres.held = True
+    house.configurator.tell(ApplySpec(1, two_databases(), starting=True))
+    house.runtime.settle()
+    pending = house.configurator.request(PlanSpec(a_spec()))
+    house.runtime.settle()
+    busy = house.configurator.request(PlanSpec(a_spec()))
+    house.runtime.settle()
+    refused = busy.get(0)
+    assert isinstance(refused, CannotPlan)
+    assert refused.busy
+    assert not pending.done
+    house.postgres.held = False
+    house.runtime.settle()
+    assert isinstance(pending.get(0), CatalogPlanned)
+
+
+def test_a_postgres_that_cannot_be_reached_is_no_plan_and_the_next_one_is_made() -> None:
+    house = House(0)
+    house.postgres.unreachable = True
+    for unreachable in (True, False):
+        house.postgres.unreachable = unreachable
+        pending = house.configurator.request(PlanSpec(a_spec()))
+        house.runtime.settle()
+        reason = "cannot plan the spec: cannot read the catalog: nobody listens"
+        assert (pending.get(0) == CannotPlan(reason)) is unreachable
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"skip_pg_catalog_updates": True}, "skip_pg_catalog_updates"), ({"mode": "Replica"}, "mode replica")],
+    ids=["skipped", "replica"],
+)
+def test_where_the_catalog_is_not_to_be_touched_a_plan_says_so(changes: dict[str, Any], why: str) -> None:
+    house = House(0)
+    pending = house.configurator.request(PlanSpec(two_databases(**changes)))
+    house.runtime.settle()
+    planned = pending.get(0)
+    assert isinstance(planned, CatalogPlanned)
+    assert (planned.operations, house.postgres.planned) == ((), [])
+    assert why in planned.warnings[0]

@@ -39,7 +39,8 @@ VERIFIER = "SCRAM-SHA-256$4096:c2FsdA==$" + "A" * 43 + "=:" + "B" * 43 + "="
 def worlds(draw: st.DrawFn) -> FakeAdministration:
     catalog = plain_catalog(draw(st.sampled_from([140000, 150000, 170000])))
     stored = st.sampled_from([None, Secret("md5" + DIGESTS[0]), Secret("md5" + DIGESTS[1]), Secret(VERIFIER)])
-    roles = draw(st.dictionaries(st.sampled_from([*ROLES, "neon_superuser"]), stored.map(RoleState)))
+    names = st.sampled_from([*ROLES, "neon_superuser", "web_access"])
+    roles = draw(st.dictionaries(names, stored.map(RoleState)))
     databases: dict[str, DatabaseState] = {}
     facts: dict[str, DatabaseFacts] = {}
     dependents: set[tuple[str, str]] = set()
@@ -70,7 +71,6 @@ def worlds(draw: st.DrawFn) -> FakeAdministration:
         facts[name] = DatabaseFacts(
             oid=100 + number,
             public_owner=draw(st.sampled_from([None, ADMINISTRATOR, "zenith_admin", "pg_database_owner"])),
-            has_web_access=draw(st.booleans()),
             web_access_creates=draw(st.booleans()),
             default_privileges=draw(st.frozensets(st.sampled_from(DefaultTarget))),
             holdings=holdings,
@@ -91,10 +91,11 @@ def worlds(draw: st.DrawFn) -> FakeAdministration:
 @st.composite
 def specs(draw: st.DrawFn) -> ComputeSpec:
     passwords = st.sampled_from([UNSET, None, *map(Secret, DIGESTS), Secret(VERIFIER)])
-    roles = [Role(name, draw(passwords)) for name in draw(st.lists(st.sampled_from(ROLES), max_size=4))]
+    names = st.lists(st.sampled_from([*ROLES, "web_access"]), max_size=4)
+    roles = [Role(name, draw(passwords)) for name in draw(names)]
     owners = st.sampled_from([ADMINISTRATOR, *(role.name for role in roles)])
-    names = st.lists(st.sampled_from([*DATABASES, "postgres"]), max_size=4)
-    databases = [Database(name, draw(owners)) for name in draw(names)]
+    listed = st.lists(st.sampled_from([*DATABASES, "postgres"]), max_size=4)
+    databases = [Database(name, draw(owners)) for name in draw(listed)]
 
     def steps(delete: str, rename: str, known: list[str]) -> st.SearchStrategy[DeltaOp]:
         name = st.sampled_from(known)
@@ -165,6 +166,23 @@ def test_the_planned_catalog_needs_no_plan(world: FakeAdministration, spec: Comp
     context = Context(ADMINISTRATOR, "postgres")
     planned = plan(world.catalog, spec, context)
     assert plan(planned.catalog, spec, context).operations == ()
+
+
+@given(worlds(), specs())
+@settings(max_examples=100, deadline=None)
+def test_a_rehearsal_says_exactly_what_an_application_does_and_does_none_of_it(
+    world: FakeAdministration, spec: ComputeSpec
+) -> None:
+    told(world, spec)
+    before = final(world)
+    order = Order(spec, starting=False, privileged_role="neon_superuser")
+    rehearsed = world.rehearse(order, Cancellation())
+    assert (final(world), world.done) == (before, [])
+    report = world.apply(order, Cancellation())
+    assert list(rehearsed.operations) == world.done
+    assert tuple(refusal.describe() for refusal in rehearsed.plan.refusals) == report.errors
+    again = msgspec.structs.replace(order, seen=report.seen)
+    assert world.rehearse(again, Cancellation()).operations == ()
 
 
 @given(worlds(), specs(), st.integers(0, 30))

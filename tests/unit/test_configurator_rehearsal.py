@@ -1,0 +1,148 @@
+"""What an application would do is found by looking, at the catalog as it stands."""
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from compute_node.actors.configurator import operations as op
+from compute_node.actors.configurator.model import (
+    CollationDrift,
+    DatabaseFacts,
+    DatabaseState,
+    Holdings,
+    RoleState,
+)
+from compute_node.actors.configurator.phases import Visit
+from compute_node.actors.configurator.port import AdministrationError, Order
+from compute_node.actors.configurator.rehearsal import Rehearsed, rehearse
+from compute_node.actors.configurator.session import DecideVisit, Failure, VisitOutcome
+from compute_node.actors.kit.jobs import Cancellation
+from compute_node.messages.planning import PlannedOperation, PlanRefusal
+from compute_node.messages.secret import Secret
+from compute_node.messages.spec import Cluster, ComputeSpec, Database, DeltaOp, GenericOption, Role
+from typing_extensions import override
+
+from doubles.administration import ADMINISTRATOR, FakeAdministration, FakeSession, finish, plain_catalog
+from doubles.specs import a_spec
+
+DIGEST = "0123456789abcdef" * 2
+
+
+def of(
+    spec: ComputeSpec, world: FakeAdministration | None = None, seen: frozenset[int] = frozenset()
+) -> Rehearsed:
+    order = Order(spec, starting=False, privileged_role="neon_superuser", seen=seen)
+    return (world or FakeAdministration()).rehearse(order, Cancellation())
+
+
+def listed(*databases: Database, delta: tuple[DeltaOp, ...] = ()) -> ComputeSpec:
+    roles = tuple(Role(name) for name in sorted({database.owner for database in databases}))
+    return a_spec(cluster=Cluster(roles, databases), delta_operations=delta)
+
+
+def world(server_version: int = 150000, **databases: DatabaseState) -> FakeAdministration:
+    """A Postgres with these databases, their owners and the privileged role."""
+    catalog = plain_catalog(server_version)
+    owners = {state.owner: RoleState() for state in databases.values()} | {"neon_superuser": RoleState()}
+    return FakeAdministration(
+        msgspec.structs.replace(
+            catalog, roles=catalog.roles | owners, databases=catalog.databases | databases
+        )
+    )
+
+
+def test_a_new_database_is_looked_at_in_its_template_and_many_in_one_look() -> None:
+    postgres = world()
+    postgres.facts["template1"] = DatabaseFacts(oid=1, public_owner=ADMINISTRATOR)
+    rehearsed = of(listed(Database("x", "a"), Database("y", "a")), postgres)
+    assert postgres.visited == ["template1"]
+    assert op.SetPublicOwner("x", "a") in rehearsed.operations
+    assert op.SetPublicOwner("y", "a") in rehearsed.operations
+
+
+def test_a_template_that_a_database_names_is_looked_into_instead() -> None:
+    postgres = world(mine=DatabaseState("a", oid=50, template=True))
+    postgres.facts["mine"] = DatabaseFacts(oid=50, default_privileges=frozenset(op.DefaultTarget))
+    options = (GenericOption("template", "integer", '"mine"'),)
+    rehearsed = of(listed(Database("x", "a", options)), postgres)
+    assert postgres.visited == ["mine"]
+    assert not [o for o in rehearsed.operations if isinstance(o, op.AlterDefaultPrivileges)]
+
+
+@pytest.mark.parametrize(("version", "takes_public"), [(140000, True), (150000, False)])
+def test_where_a_template_takes_no_connections_the_database_is_as_initdb_makes_it(
+    version: int, *, takes_public: bool
+) -> None:
+    postgres = world(version)
+    options = (GenericOption("TEMPLATE", "string", "template0"),)
+    rehearsed = of(listed(Database("x", "a", options)), postgres)
+    assert postgres.visited == []
+    assert (op.SetPublicOwner("x", "a") in rehearsed.operations) is takes_public
+
+
+def test_a_database_that_would_be_renamed_is_looked_into_under_the_name_that_it_has() -> None:
+    postgres = world(old=DatabaseState("a", oid=50))
+    rehearsed = of(listed(Database("new", "a"), delta=(DeltaOp("rename_db", "old", "new"),)), postgres)
+    assert postgres.visited == ["old"]
+    assert op.RenameDatabase("old", "new") in rehearsed.operations
+    assert op.AlterDefaultPrivileges("new", "neon_superuser", op.DefaultTarget.TABLES) in rehearsed.operations
+
+
+def test_grants_are_told_by_the_name_that_their_grantor_would_have() -> None:
+    postgres = world(x=DatabaseState("m", oid=50))
+    postgres.catalog = msgspec.structs.replace(
+        postgres.catalog,
+        roles=postgres.catalog.roles | {"gone": RoleState(), "old": RoleState()},
+        dependents=frozenset({("x", "gone")}),
+    )
+    grant = ("old", "public", op.GrantTarget.TABLES)
+    postgres.facts["x"] = DatabaseFacts(
+        oid=50, holdings={"gone": Holdings(foreign_grants=frozenset({grant}))}
+    )
+    spec = a_spec(
+        cluster=Cluster((Role("new"), Role("m")), (Database("x", "m"),)),
+        delta_operations=(DeltaOp("rename_role", "old", "new"), DeltaOp("delete_role", "gone")),
+    )
+    rehearsed = of(spec, postgres)
+    assert op.RevokeGrants("x", "gone", "new", "public", op.GrantTarget.TABLES) in rehearsed.operations
+
+
+def test_databases_that_an_application_would_leave_out_are_left_out() -> None:
+    postgres = world(x=DatabaseState("a", oid=50))
+    assert of(listed(Database("x", "a")), postgres, frozenset({50})).plan.visits == ()
+    assert postgres.visited == []
+
+
+def test_what_is_refused_and_what_is_warned_about_is_told() -> None:
+    postgres = world(x=DatabaseState("a", oid=50, connectable=False))
+    drift = CollationDrift("postgres", "2.31", "2.36")
+    postgres.catalog = msgspec.structs.replace(postgres.catalog, drift=(drift,))
+    spec = a_spec(cluster=Cluster((Role("pg_mine"), Role("a")), (Database("x", "a"),)))
+    told = of(spec, postgres).told()
+    assert told.refused == (
+        PlanRefusal('role "pg_mine"', "it must not be created: Postgres reserves this name"),
+    )
+    assert told.warnings[0] == 'database "x" takes no connections: it was not looked into'
+    assert 'database "postgres" was made with version 2.31' in told.warnings[1]
+
+
+def test_operations_are_told_without_their_passwords() -> None:
+    told = of(a_spec(cluster=Cluster((Role("a", Secret(DIGEST)),), ()))).told()
+    wanted = PlannedOperation("create and alter roles", None, 'role "a"', 'create role "a"')
+    assert wanted in told.operations
+    assert DIGEST not in repr(told)
+
+
+class _Closed(FakeSession):
+    @override
+    async def visit(self, visits: Sequence[Visit], decide: DecideVisit) -> tuple[VisitOutcome, ...]:
+        return tuple(
+            VisitOutcome(visit, failures=(Failure(f"look into {visit.database}", "it is closed"),))
+            for visit in visits
+        )
+
+
+def test_where_a_database_cannot_be_looked_into_there_is_no_plan() -> None:
+    order = Order(listed(Database("x", "a")), starting=False, privileged_role="neon_superuser")
+    with pytest.raises(AdministrationError, match="cannot look into template1: it is closed"):
+        finish(rehearse(_Closed(world()), order, Cancellation()))
