@@ -49,6 +49,7 @@ def prepare(options: Options, began: Moment, dropped_lines: Callable[[], int] = 
         start_timeout_s=options.start_timeout_s,
         stop_timeout_s=options.stop_timeout_s,
         oom_score_adj=oom_score_adj(),
+        installed_extensions_interval_s=options.installed_extensions_collection_interval,
         build_tag=os.environ.get("BUILD_TAG") or "latest",
     )
     return Launch(

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from ..messages.failpoints import Arming, FailpointError, parse_environment
 from ..messages.secret import Secret, mask_credentials
-from ..messages.settings import DEFAULT_STOP_TIMEOUT_S, SourceName
+from ..messages.settings import DEFAULT_COLLECTION_INTERVAL_S, DEFAULT_STOP_TIMEOUT_S, SourceName
 from ..postgres.connection import parse_connstr
 
 DEFAULT_FILECACHE_CONNSTR: Final = (
@@ -35,7 +35,6 @@ _LATER: Final = {
     "vm_monitor_addr": "the vm-monitor is not started",
     "resize_swap_on_bind": "swap is not resized",
     "set_disk_quota_for_fs": "no disk quota is set",
-    "installed_extensions_collection_interval": "installed extensions are not collected",
 }
 """Flags that parse and are checked, whose feature comes later: what is therefore not done."""
 
@@ -62,6 +61,7 @@ class Options(msgspec.Struct, frozen=True):
     start_timeout_s: float
     stop_timeout_s: float
     log_format: Literal["auto", "human", "json"]
+    installed_extensions_collection_interval: int = DEFAULT_COLLECTION_INTERVAL_S
     failpoints: tuple[Arming, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -211,6 +211,11 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         "--stop-timeout", dest="stop_timeout_s", type=_seconds, default=DEFAULT_STOP_TIMEOUT_S, metavar="SECONDS",
         help=f"a stop, with everything, takes no longer (default {DEFAULT_STOP_TIMEOUT_S:g})",
     )  # fmt: skip
+    group.add_argument(
+        "--installed-extensions-collection-interval", type=_u64, default=DEFAULT_COLLECTION_INTERVAL_S, metavar="SECONDS",
+        help="installed extensions are counted after the start and each time twice as long after the last time; "
+        f"`suspend_timeout_seconds` of a Primary's spec replaces it (default, also for 0: {DEFAULT_COLLECTION_INTERVAL_S})",
+    )  # fmt: skip
     group.add_argument("--log-format", choices=LOG_FORMATS, default="auto", help="auto: human on a terminal")
 
 
@@ -221,7 +226,6 @@ def _add_later(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--vm-monitor-addr", metavar="ADDRESS")
     group.add_argument("--resize-swap-on-bind", action="store_true")
     group.add_argument("--set-disk-quota-for-fs", metavar="FOLDER")
-    group.add_argument("--installed-extensions-collection-interval", type=_u64, metavar="SECONDS")
 
 
 def _flag(name: str) -> str:

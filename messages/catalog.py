@@ -37,6 +37,20 @@ class CheckpointEnded(Message, frozen=True):
     error: str | None = None
 
 
+class RunMigrations(Message, frozen=True):
+    """Bring the privileged role up to date, in the background; how it ends is in the log and the metrics."""
+
+
+class CollectExtensions(Message, frozen=True):
+    """See again and again which extensions are installed; `at_once` for the first time now."""
+
+    at_once: bool
+
+
+class StopUpkeep(Message, frozen=True):
+    """Postgres is about to be stopped, or is gone: break off what goes on in the background, and begin no more."""
+
+
 class SpecApplied(Message, frozen=True):
     """The catalog is in the described state; `statements` were needed."""
 

@@ -55,6 +55,10 @@ class Failpoint(Enum):
     APPLY_PHASE = "apply-phase", "a phase of the application is done"
     APPLY_VISIT = "apply-visit", "a database was connected to and looked into"
     APPLY_DONE = "apply-done", "all statements are done; nobody knows it yet"
+    MIGRATION = (
+        "compute-migration",
+        "a migration is done and not yet counted; `return(<n>)` fails the one of that number only",
+    )
     OBSERVE = "observe", "the monitor is to look at Postgres"
     REREAD = "reread", "the configuration file is to be read again"
     HTTP_BOUND = "http-bound", "both servers hold their ports"

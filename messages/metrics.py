@@ -40,6 +40,16 @@ CURRENT_DOWNTIME: Final = _gauge(
 DOWNTIME_TOTAL: Final = _counter(
     "compute_pg_downtime_ms_total", "Milliseconds in which Postgres was seen to be down."
 )
+INSTALLED_EXTENSIONS: Final = _gauge(
+    "compute_installed_extensions",
+    "Databases that have this version of an extension.",
+    "extension_name",
+    "version",
+    "owned_by_superuser",
+)
+FAILED_MIGRATIONS: Final = _counter(
+    "compute_ctl_db_migration_failed_total", "Migrations that failed, by their number.", "migration_id"
+)
 
 CRASH_RESTARTS: Final = _counter(
     "compute_node_postgres_crash_restarts_total",

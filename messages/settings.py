@@ -10,6 +10,8 @@ from .secret import Secret
 from .spec import ComputeCtlConfig
 
 DEFAULT_STOP_TIMEOUT_S: Final = 25.0
+DEFAULT_COLLECTION_INTERVAL_S: Final = 3600
+"""Half of the time between two collections of the installed extensions."""
 
 
 class SourceName(Enum):
@@ -46,6 +48,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     start_timeout_s: float = 60.0
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     build_tag: str = "latest"
+    installed_extensions_interval_s: int = DEFAULT_COLLECTION_INTERVAL_S
     oom_score_adj: int | None = None
     """What the OOM killer thought of this process when it started; None where that cannot be known."""
 

@@ -20,6 +20,7 @@ import psutil
 import psycopg
 import pytest
 from compute_node.cli import keys
+from compute_node.actors.configurator.migrations import MIGRATIONS
 from compute_node.messages.failpoints import Failpoint
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
@@ -33,6 +34,7 @@ COMPUTE_ID = "compute-test"
 START_S = 60.0
 STOP_S = 40.0
 LOOK_S = 5.0
+MIGRATED = f"migrations: {len(MIGRATIONS)} are done"
 LOG_FAULTS = (
     r"Traceback",
     r"died of an exception",
@@ -255,6 +257,10 @@ class Node:
             return seen["status"] == wanted
 
         wait_until(reached, f"status {wanted}", START_S)
+
+    def await_migrations(self) -> None:
+        """Wait until the background has done the migrations of this start."""
+        wait_until(lambda: MIGRATED in self.log[self.log_begins_at :], "the migrations are done", START_S)
 
     # --- Failpoints
 

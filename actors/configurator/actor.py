@@ -13,8 +13,11 @@ from ...messages.catalog import (
     CancelApply,
     Checkpoint,
     CheckpointEnded,
+    CollectExtensions,
     MakeReady,
+    RunMigrations,
     SpecApplied,
+    StopUpkeep,
 )
 from ...messages.failpoints import FailpointError
 from ...messages.metrics import APPLIED_STATEMENTS, DRIFTED_COLLATIONS
@@ -24,6 +27,7 @@ from ...messages.spec import ComputeSpec, Mode
 from ..kit.actor import Actor, Ref, Replier
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
 from .port import Administration, AdministrationError, Order
+from .upkeep import Collected, CollectionDue, Migrated, Upkeep, UpkeepMessage
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +55,9 @@ class Planned(Message, frozen=True):
     outcome: PlanOutcome
 
 
-Heard: TypeAlias = MakeReady | ApplySpec | CancelApply | Applied | Checkpoint | Written | PlanSpec | Planned
+Heard: TypeAlias = (
+    MakeReady | ApplySpec | CancelApply | Applied | Checkpoint | Written | PlanSpec | Planned | UpkeepMessage
+)
 Told: TypeAlias = SpecApplied | ApplyFailed | CheckpointEnded
 
 
@@ -63,9 +69,9 @@ class _Running:
 
 
 class Configurator(Actor[Heard]):
-    """Brings roles, databases and grants to the described state."""
+    """Brings roles, databases and grants to the described state, and keeps them up in the background."""
 
-    max_jobs: ClassVar[int] = 2  # one that changes something, and one that only looks
+    max_jobs: ClassVar[int] = 4  # one that changes what is asked for, a plan, the migrations, a collection
 
     def __init__(self, settings: NodeSettings, supervisor: Ref[Told], administration: Administration) -> None:
         self._settings = settings
@@ -75,6 +81,7 @@ class Configurator(Actor[Heard]):
         self._planning: Replier[PlanOutcome] | None = None
         self._seen: frozenset[int] = frozenset()
         """Databases that were brought to their described state in this process's life, by oid."""
+        self._upkeep = Upkeep(self, settings, administration)
 
     @override
     def receive(self, message: Heard) -> None:
@@ -96,15 +103,27 @@ class Configurator(Actor[Heard]):
                 self._plan(message)
             case Planned(outcome):
                 self._planned(outcome)
+            case (
+                RunMigrations()
+                | Migrated()
+                | CollectExtensions()
+                | CollectionDue()
+                | Collected()
+                | StopUpkeep()
+            ):
+                self._upkeep.receive(message)
             case _:
                 assert_never(message)
 
     def _apply(self, command: ApplySpec) -> None:
         spec = command.spec
+        left_alone = _left_alone(spec) is not None
+        if not (left_alone and command.starting):
+            self._upkeep.take_interval(spec.suspend_timeout_seconds)
         if self._running is not None:
             reason = f"the spec of operation {self._running.operation} is still being applied"
             self._supervisor.tell(ApplyFailed(command.operation, reason))
-        elif _left_alone(spec) is not None:
+        elif left_alone:
             self._supervisor.tell(SpecApplied(command.operation, statements=0, took_ms=0))
         else:
             order = Order(spec, command.starting, self._settings.privileged_role_name, self._seen)

@@ -5,7 +5,8 @@ from typing_extensions import override
 from ...messages.planning import CatalogPlanned
 from ...messages.settings import NodeSettings
 from ..kit.jobs import Cancellation
-from .port import Administration, Order, Report
+from .extensions import Extension
+from .port import Administration, MigrationReport, Order, Report
 
 
 class PostgresAdministration(Administration):
@@ -35,3 +36,15 @@ class PostgresAdministration(Administration):
         from .executor import checkpoint
 
         checkpoint(self._connstr, limit_s, cancellation)
+
+    @override
+    def migrate(self, privileged_role: str, cancellation: Cancellation) -> MigrationReport:
+        from .migrating import migrate
+
+        return migrate(self._connstr, privileged_role, cancellation)
+
+    @override
+    def installed_extensions(self, cancellation: Cancellation) -> tuple[Extension, ...]:
+        from .collecting import installed_extensions
+
+        return installed_extensions(self._connstr, cancellation)

@@ -7,6 +7,7 @@ import msgspec
 from ...messages.planning import CatalogPlanned
 from ...messages.spec import ComputeSpec
 from ..kit.jobs import Cancellation
+from .extensions import Extension
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -30,6 +31,15 @@ class Report(msgspec.Struct, frozen=True):
     errors: tuple[str, ...] = ()
     drifted: int = 0
     """Databases whose collation version is not this machine's."""
+
+
+class MigrationReport(msgspec.Struct, frozen=True):
+    """How far the migrations have come; with `failed` and `error` that one went wrong and those after it wait."""
+
+    done: int
+    known: int
+    failed: int | None = None
+    error: str = ""
 
 
 class AdministrationError(Exception):
@@ -56,4 +66,12 @@ class Administration(Protocol):
 
     def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
         """Write a checkpoint if it is worth it, in at most that many seconds. Raises AdministrationError."""
+        ...
+
+    def migrate(self, privileged_role: str, cancellation: Cancellation) -> MigrationReport:
+        """Run the migrations that are due; the first one that fails is the last. Raises as `apply` does."""
+        ...
+
+    def installed_extensions(self, cancellation: Cancellation) -> tuple[Extension, ...]:
+        """Return the extensions of all databases that can be looked into. Raises as `apply` does."""
         ...

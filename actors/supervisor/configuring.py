@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ...messages.activity import StartMonitoring
-from ...messages.catalog import ApplyFailed, ApplySpec, SpecApplied
+from ...messages.catalog import ApplyFailed, ApplySpec, CollectExtensions, RunMigrations, SpecApplied
 from ...messages.lifecycle import (
     Condition,
     Configure,
@@ -27,7 +27,7 @@ from ...messages.postgres import (
     PostgresStartFailed,
     PreparePgdata,
 )
-from ...messages.spec import ComputeSpec
+from ...messages.spec import ComputeSpec, Mode
 from .effects import (
     CONFIGURATOR,
     MONITOR,
@@ -191,6 +191,10 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
         turn.log(logging.INFO, f"compute start finished: {stages}")
         experimental = "activity_monitor_experimental" in attempt.spec.features
         turn.tell(MONITOR, StartMonitoring(experimental))
+        is_primary = attempt.spec.compute_mode is Mode.PRIMARY
+        if is_primary and not attempt.spec.skip_pg_catalog_updates:
+            turn.tell(CONFIGURATOR, RunMigrations())
+        turn.tell(CONFIGURATOR, CollectExtensions(at_once=is_primary))
     else:
         turn.log(logging.INFO, "compute node configured")
         operation = attempt.spec.operation_uuid or "unknown"

@@ -4,7 +4,6 @@ import logging
 
 from msgspec.structs import replace
 
-from ...messages.activity import StopMonitoring
 from ...messages.catalog import CancelApply, CheckpointEnded
 from ...messages.lifecycle import (
     EXIT_FAILED,
@@ -25,7 +24,6 @@ from ...messages.postgres import (
 from .effects import (
     CONFIGURATOR,
     HTTP,
-    MONITOR,
     POSTGRES,
     Never,
 )
@@ -176,7 +174,7 @@ def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
         turn.end_checkpoint()
         return  # it went while the order to stop was on its way; PostgresStopped follows
     turn.set(postgres_up=False, raised=(), ending=None)
-    turn.tell(MONITOR, StopMonitoring())
+    turn.end_upkeep()
     if attempt is not None:
         turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
     turn.move(Event.POSTGRES_LOST)

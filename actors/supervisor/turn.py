@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ...messages.activity import StopMonitoring
 from ...messages.base import Message
-from ...messages.catalog import Checkpoint
+from ...messages.catalog import Checkpoint, StopUpkeep
 from ...messages.lifecycle import (
     EXIT_FAILED,
     ConfigureFailed,
@@ -237,7 +237,7 @@ class Turn:
             self.effects.append(After(CONFIGURATION_GRACE_S, ConfigurationGraceEnded()))
             return
         self.set(ending=ending)
-        self.tell(MONITOR, StopMonitoring())
+        self.end_upkeep()
         limit_s = CHECKPOINT_SHARE * self.state.settings.stop_timeout_s
         if serves and cause is Cause.REQUEST and not immediate and limit_s >= CHECKPOINT_MIN_S:
             self.set(ending=replace(ending, checkpointing=True))
@@ -245,6 +245,11 @@ class Turn:
             self.effects.append(After(limit_s + CHECKPOINT_GRACE_S, CheckpointOverdue()))
         else:
             self.stop_postgres(self.state.settings.stop_timeout_s)
+
+    def end_upkeep(self) -> None:
+        """End what goes on beside a Postgres that runs."""
+        self.tell(CONFIGURATOR, StopUpkeep())
+        self.tell(MONITOR, StopMonitoring())
 
     def end_checkpoint(self) -> None:
         """Stop Postgres now, whatever became of the checkpoint before."""
@@ -270,7 +275,7 @@ class Turn:
         self.effects.append(Never(ConfigurationGraceEnded))
         self.move(Event.TERMINATE_IMMEDIATE if ending.immediate else Event.TERMINATE_FAST)
         self.set(ending=replace(ending, queued=False))
-        self.tell(MONITOR, StopMonitoring())
+        self.end_upkeep()
         self.stop_postgres(max(1.0, ending.deadline_s - self.now_s))
 
     def linger(self, seconds: float, reason: str = "") -> None:

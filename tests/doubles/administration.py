@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 from compute_node.actors.configurator import operations as op
 from compute_node.actors.configurator.apply import apply
+from compute_node.actors.configurator.extensions import Extension
 from compute_node.actors.configurator.model import (
     Catalog,
     DatabaseFacts,
@@ -17,7 +18,13 @@ from compute_node.actors.configurator.model import (
     facts_renamed,
 )
 from compute_node.actors.configurator.phases import Visit
-from compute_node.actors.configurator.port import Administration, AdministrationError, Order, Report
+from compute_node.actors.configurator.port import (
+    Administration,
+    AdministrationError,
+    MigrationReport,
+    Order,
+    Report,
+)
 from compute_node.actors.configurator.rehearsal import Rehearsed, rehearse
 from compute_node.actors.configurator.session import DecideVisit, Failure, Outcome, Session, VisitOutcome
 from compute_node.actors.kit.jobs import Blocked, Cancellation
@@ -63,6 +70,13 @@ class FakeAdministration(Administration):
         self.operations_left: int | None = None
         """The connection is lost before the one after these."""
         self.before_each: Callable[[], None] = lambda: None
+        self.migrations_done = 0
+        self.migrations_known = 12
+        self.failing_migration: int | None = None
+        self.upkeep_held = False
+        """Neither migrations nor collections come to an end until this is False or they are cancelled."""
+        self.extensions: tuple[Extension, ...] = (Extension("plpgsql", "1.0", owner=10),)
+        self.collections = 0
         self._next_oid = 20_000
 
     @override
@@ -95,6 +109,29 @@ class FakeAdministration(Administration):
             msg = "nobody listens"
             raise AdministrationError(msg)
         self.checkpoints += 1
+
+    @override
+    def migrate(self, privileged_role: str, cancellation: Cancellation) -> MigrationReport:
+        self._begin_upkeep(cancellation)
+        for number in range(self.migrations_done + 1, self.migrations_known + 1):
+            if number == self.failing_migration:
+                return MigrationReport(number - 1, self.migrations_known, number, "no")
+            self.migrations_done = number
+        return MigrationReport(self.migrations_done, self.migrations_known)
+
+    @override
+    def installed_extensions(self, cancellation: Cancellation) -> tuple[Extension, ...]:
+        self._begin_upkeep(cancellation)
+        self.collections += 1
+        return self.extensions
+
+    def _begin_upkeep(self, cancellation: Cancellation) -> None:
+        cancellation.check()
+        if self.unreachable:
+            msg = "nobody listens"
+            raise AdministrationError(msg)
+        if self.upkeep_held:
+            raise Blocked
 
     def run(self, operation: op.AnyOperation) -> str | None:
         """Change the world, or say why Postgres would not."""

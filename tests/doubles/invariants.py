@@ -327,5 +327,7 @@ class Invariants:
         self.came_right()
         state = world.supervisor.state
         assert state.status is Status.RUNNING, f"all faults are gone, and the node is {state.status.text}"
+        cluster = machine.clusters[machine.served or 0]
+        assert cluster.migrations_done == cluster.migrations_known, "all faults are gone, and migrations wait"
         assert state.spec is not None
         assert self.left_to_do(state.spec) == []

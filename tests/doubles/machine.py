@@ -18,7 +18,14 @@ from typing import Any, Final
 from unittest import mock
 
 from compute_node.actors.activity_monitor.reach import Observation, Reach
-from compute_node.actors.configurator.port import Administration, AdministrationError, Order, Report
+from compute_node.actors.configurator.extensions import Extension
+from compute_node.actors.configurator.port import (
+    Administration,
+    AdministrationError,
+    MigrationReport,
+    Order,
+    Report,
+)
 from compute_node.actors.kit.failpoints import Interruptible
 from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.actors.kit.simulated import SimulatedFailpoints, SimulatedRuntime
@@ -684,16 +691,33 @@ class MachineAdministration(Administration):
 
     @override
     def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
+        self._connect(cancellation)
+        if self._machine.held:
+            raise Blocked
+
+    @override
+    def migrate(self, privileged_role: str, cancellation: Cancellation) -> MigrationReport:
+        cluster = self._connect(cancellation)
+        if self._machine.held:
+            raise Blocked
+        cancellation.reach(Failpoint.MIGRATION)
+        self._machine.change()
+        return cluster.migrate(privileged_role, cancellation)
+
+    @override
+    def installed_extensions(self, cancellation: Cancellation) -> tuple[Extension, ...]:
+        return self._connect(cancellation).installed_extensions(cancellation)
+
+    def _connect(self, cancellation: Cancellation) -> FakeAdministration:
         machine = self._machine
         if machine.died:
             raise Died
         cancellation.check()
         machine.pass_time()
-        if machine.postmaster is None or not machine.postmaster.alive:
+        if machine.postmaster is None or not machine.postmaster.alive or machine.served is None:
             msg = "the connection was lost"
             raise AdministrationError(msg)
-        if machine.held:
-            raise Blocked
+        return machine.clusters[machine.served]
 
 
 class MachineObserver(FakeObserver):

@@ -89,6 +89,7 @@ REACHED: Final[dict[Failpoint, tuple[Way, ...]]] = {
     Failpoint.APPLY_PHASE: (Way.FIRST, Way.CONFIGURE),
     Failpoint.APPLY_VISIT: (*STARTS, Way.CONFIGURE),
     Failpoint.APPLY_DONE: (*STARTS, Way.CONFIGURE),
+    Failpoint.MIGRATION: (Way.FIRST,),
     Failpoint.OBSERVE: (Way.FIRST,),
     Failpoint.REREAD: (Way.CONFIGURE,),
     Failpoint.HTTP_BOUND: (Way.FIRST,),
@@ -317,10 +318,12 @@ def test_cut_between_two_statements_and_started_again_the_catalog_is_as_without_
     for one in (whole, node):
         if way is Way.CONFIGURE:
             one.run(BEFORE)
+            one.await_migrations()
     if way is Way.CONFIGURE:
         assert whole.configure(WANTED).status == 200
     else:
         whole.run(WANTED)
+        whole.await_migrations()
     expected = catalog(whole)
     assert whole.stop() == 0, whole.log
 
@@ -344,6 +347,7 @@ def test_cut_between_two_statements_and_started_again_the_catalog_is_as_without_
         assert node.stop() == 0, node.log
         cell.say(f"after {cut:02} statements, {way.value}", Victim.US.value, "there are not so many")
     node.run(WANTED)
+    node.await_migrations()
     assert catalog(node) == expected
     before = node.metric(APPLIED)
     assert node.configure(WANTED).status == 200

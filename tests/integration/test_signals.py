@@ -189,14 +189,14 @@ def actions(*, goes_on: bool) -> str:
     return "1*sleep(400)" if goes_on else "pause"
 
 
-def during_the_start(step: Failpoint) -> Phase:
+def during_the_start(step: Failpoint, hangup: str = "refused") -> Phase:
     def reach(node: Node, goes_on: bool) -> None:  # noqa: FBT001 - as Phase says
         node.write_config(APP)
         node.start(failpoints={step: actions(goes_on=goes_on)})
         node.await_failpoint(step)
         node.write_config(MORE)
 
-    return Phase(f"start: {step.value}", reach)
+    return Phase(f"start: {step.value}", reach, hangup=hangup)
 
 
 def while_reconfiguring(step: Failpoint) -> Phase:
@@ -289,6 +289,7 @@ PHASES: Final = (
     *map(during_the_start, START_STEPS),
     *map(while_reconfiguring, CONFIGURE_STEPS),
     *map(while_stopping, STOP_STEPS),
+    during_the_start(Failpoint.MIGRATION, hangup="applied"),
     Phase("running", running, hangup="applied"),
     Phase("rereading", rereading, hangup="applied"),
     Phase("empty", empty, hangup="started"),

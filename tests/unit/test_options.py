@@ -92,6 +92,7 @@ def test_every_flag_of_the_counterpart_is_taken_in_its_long_form() -> None:
         2,
     )
     assert (options.pgdata, options.privileged_role_name, options.config) == ("d", "some_role", "f")
+    assert options.installed_extensions_collection_interval == 5
 
 
 @pytest.mark.parametrize("flag", ["-D", "-C", "-i"])
@@ -171,7 +172,6 @@ def test_a_flag_is_not_guessed_from_its_beginning(capsys: pytest.CaptureFixture[
         ("--vm-monitor-addr", "0.0.0.0:1"),
         ("--resize-swap-on-bind", None),
         ("--set-disk-quota-for-fs", "/mnt"),
-        ("--installed-extensions-collection-interval", "60"),
     ],
 )
 def test_a_flag_whose_feature_is_not_built_is_warned_about_by_name(flag: str, value: str | None) -> None:

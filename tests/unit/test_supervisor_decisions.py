@@ -41,8 +41,11 @@ from compute_node.messages.catalog import (
     CancelApply,
     Checkpoint,
     CheckpointEnded,
+    CollectExtensions,
     MakeReady,
+    RunMigrations,
     SpecApplied,
+    StopUpkeep,
 )
 from compute_node.messages.lifecycle import (
     ActorFailed,
@@ -94,7 +97,7 @@ from compute_node.messages.serving import (
     StartServing,
     StopServing,
 )
-from compute_node.messages.spec import ComputeSpec
+from compute_node.messages.spec import ComputeSpec, StaticMode
 
 from doubles.specs import a_spec, settings, with_role
 
@@ -113,7 +116,15 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
         InstallConfiguration,
         StopPostgres,
     ),
-    CONFIGURATOR: (MakeReady, ApplySpec, CancelApply, Checkpoint),
+    CONFIGURATOR: (
+        MakeReady,
+        ApplySpec,
+        CancelApply,
+        Checkpoint,
+        RunMigrations,
+        CollectExtensions,
+        StopUpkeep,
+    ),
     MONITOR: (StartMonitoring, StopMonitoring),
     HTTP: (StartServing, StopServing),
 }
@@ -296,6 +307,42 @@ def test_a_start_passes_its_stages_and_records_their_times() -> None:
     times = life.state.startup
     assert (times.start_postgres_ms, times.config_ms, times.total_startup_ms) == (90, 2000, 2000)
     assert life.last(StartMonitoring) == StartMonitoring(experimental=False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (a_spec(), [RunMigrations(), CollectExtensions(at_once=True)]),
+        (a_spec(skip_pg_catalog_updates=True), [CollectExtensions(at_once=True)]),
+        (a_spec(mode="Replica"), [CollectExtensions(at_once=False)]),
+        (a_spec(mode=StaticMode("0/1")), [CollectExtensions(at_once=False)]),
+    ],
+)
+def test_upkeep_begins_when_the_node_runs_and_not_again_when_it_is_configured(
+    spec: ComputeSpec, told: list[Message]
+) -> None:
+    life = booted(spec)
+    life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=70), PostgresReady(1, 42, 90))
+    before = len(life.told)
+    life.hear(SpecApplied(1, 4, 20))
+    assert life.status() is Status.RUNNING
+    assert [message for to, message in life.told[before:] if to == CONFIGURATOR] == told
+    life.hear(Configure(spec), ConfigurationAccepted(2), ConfigurationInstalled(2), SpecApplied(2, 0, 1))
+    assert [message for to, message in life.told[before:] if type(message) is type(told[-1])] == told[-1:]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [Terminate(FAST), Terminate(IMMEDIATE), SignalReceived("SIGTERM"), PostgresExited("it fell")],
+    ids=lambda message: str(message)[:28],
+)
+def test_upkeep_ends_before_postgres_does(end: Message) -> None:
+    life = running()
+    before = len(life.told)
+    life.hear(end)
+    told = [message for _, message in life.told[before:]]
+    assert told[:2] == [StopUpkeep(), StopMonitoring()]
+    assert not any(isinstance(message, StopPostgres | Checkpoint) for message in told[:2])
 
 
 def test_the_experimental_monitor_is_asked_for_by_feature() -> None:
@@ -1085,8 +1132,9 @@ def test_what_a_configuration_is_told_that_a_termination_broke_off() -> None:
     assert life.answers[waiter] == ConfigureFailed(
         "the configuration was broken off: the node is terminating"
     )
-    assert life.told[-3:] == [
+    assert life.told[-4:] == [
         (CONFIGURATOR, CancelApply(2)),
+        (CONFIGURATOR, StopUpkeep()),
         (MONITOR, StopMonitoring()),
         (POSTGRES, StopPostgres(budget_s=22.0)),
     ]
