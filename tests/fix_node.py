@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from compute_node.cli import keys
 from compute_node.actors.configurator.migrations import MIGRATIONS
+from compute_node.cli import keys
 from compute_node.messages.failpoints import Failpoint
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
