@@ -262,6 +262,11 @@ def test_a_failed_migration_is_counted_and_the_next_start_goes_on_there(
     node.write_config(spec())
     node.start(failpoints={Failpoint.MIGRATION: "return(5)"}).await_status("running")
     wait_until(lambda: failures(node), "the failure is counted", START_S)
+    wait_until(lambda: "[NEON_EXT_STAT]" in node.log, "the installed extensions are counted", START_S)
+    counted = (
+        'compute_installed_extensions{extension_name="plpgsql",owned_by_superuser="1",version="1.0"} 2.0'
+    )
+    assert counted in node.call("GET", "/metrics", token=None).body
     assert failures(node) == ['compute_ctl_db_migration_failed_total{migration_id="5"} 1.0']
     assert done(node) == 4
     assert (node.status()["status"], node.status()["error"]) == ("running", None)
