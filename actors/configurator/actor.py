@@ -84,7 +84,7 @@ class Configurator(Actor[Heard]):
         self._upkeep = Upkeep(self, settings, administration)
 
     @override
-    def receive(self, message: Heard) -> None:
+    def receive(self, message: Heard) -> None:  # noqa: C901 - one case for each kind
         match message:
             case MakeReady():
                 self.start_job("load the driver", lambda _: self._administration.load())

@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 from ...messages.failpoints import Failpoint, FailpointError
 from ...postgres.connection import Target, connect, parse_connstr, run_async
 from ..kit.jobs import Cancellation
-from .executor import ATTEMPTS, EVENT_TRIGGERS_OFF, EVENT_TRIGGERS_SINCE, OPTIONS, TRANSIENT
+from .executor import EVENT_TRIGGERS_OFF, EVENT_TRIGGERS_SINCE, OPTIONS, TRANSIENT
 from .migrations import MIGRATIONS, Step, due
 from .operations import role_named
 from .port import AdministrationError, MigrationReport
@@ -19,6 +19,8 @@ from .port import AdministrationError, MigrationReport
 APPLICATION_NAME: Final = "compute_ctl:migrations"
 LIMIT_S: Final = 540.0
 """All of them together; as long as an application of the spec."""
+ATTEMPTS: Final = 3
+"""For what another session may have caused; each waits for at most the lock timeout."""
 
 OWNER: Final = b"""
 SELECT pg_catalog.pg_get_userbyid(c.relowner)

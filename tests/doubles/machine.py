@@ -691,33 +691,18 @@ class MachineAdministration(Administration):
 
     @override
     def checkpoint(self, limit_s: float, cancellation: Cancellation) -> None:
-        self._connect(cancellation)
-        if self._machine.held:
-            raise Blocked
+        self._cluster(cancellation)
 
     @override
     def migrate(self, privileged_role: str, cancellation: Cancellation) -> MigrationReport:
-        cluster = self._connect(cancellation)
-        if self._machine.held:
-            raise Blocked
+        cluster = self._cluster(cancellation)
         cancellation.reach(Failpoint.MIGRATION)
         self._machine.change()
         return cluster.migrate(privileged_role, cancellation)
 
     @override
     def installed_extensions(self, cancellation: Cancellation) -> tuple[Extension, ...]:
-        return self._connect(cancellation).installed_extensions(cancellation)
-
-    def _connect(self, cancellation: Cancellation) -> FakeAdministration:
-        machine = self._machine
-        if machine.died:
-            raise Died
-        cancellation.check()
-        machine.pass_time()
-        if machine.postmaster is None or not machine.postmaster.alive or machine.served is None:
-            msg = "the connection was lost"
-            raise AdministrationError(msg)
-        return machine.clusters[machine.served]
+        return self._cluster(cancellation).installed_extensions(cancellation)
 
 
 class MachineObserver(FakeObserver):
