@@ -25,7 +25,7 @@ from .body import decode_body, decode_query, read_body, too_large
 from .errors import ApiError, ErrorBody, escaped, lowered
 from .openapi import describe
 from .port import Node
-from .routes import configure, description, failpoints, journal, metrics, probes, status, terminate
+from .routes import configure, description, failpoints, journal, metrics, plan, probes, status, terminate
 from .table import Answer, Call, Context, Route, Scope
 from .waiting import ClientGoneError, Waiters
 
@@ -33,6 +33,7 @@ EXTERNAL: Final[tuple[Route, ...]] = (
     *status.ROUTES,
     *metrics.ROUTES,
     *configure.ROUTES,
+    *plan.ROUTES,
     *terminate.ROUTES,
     *probes.ROUTES,
     *description.ROUTES,

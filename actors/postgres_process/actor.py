@@ -11,6 +11,7 @@ from ...messages.base import Message
 from ...messages.failpoints import FailpointError
 from ...messages.lifecycle import EXIT_FAILED
 from ...messages.metrics import DISK_FREE
+from ...messages.planning import CannotPlan, CompareSettings, ComparisonOutcome
 from ...messages.postgres import (
     CheckConfiguration,
     InspectPgdata,
@@ -21,7 +22,7 @@ from ...messages.postgres import (
 )
 from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
-from ..kit.actor import Actor, Ref
+from ..kit.actor import Actor, Ref, Replier
 from ..kit.jobs import Cancellation, CancelledError, Job, OnFailure, describe
 from ..kit.jobs import Work as Run
 from ..kit.programs import ProgramError
@@ -31,6 +32,7 @@ from .private import (
     BudgetSpent,
     Checked,
     CheckRefused,
+    Compared,
     DiskDue,
     DiskSeen,
     DiskUnknown,
@@ -48,7 +50,7 @@ from .private import (
     RungDue,
     SpaceRefused,
 )
-from .state import Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Show, Tell, decide
+from .state import Answer, Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Show, Tell, decide
 from .work import Work
 
 PostgresMessage: TypeAlias = (
@@ -57,6 +59,8 @@ PostgresMessage: TypeAlias = (
     | CheckConfiguration
     | CheckRefused
     | Checked
+    | CompareSettings
+    | Compared
     | DiskDue
     | DiskSeen
     | DiskUnknown
@@ -95,6 +99,7 @@ class PostgresProcess(Actor[PostgresMessage]):
         self._supervisor = supervisor
         self._port = port
         self._jobs: dict[Work, Job] = {}
+        self._askers: list[Replier[ComparisonOutcome]] = []
 
     @property
     def state(self) -> ProcessState:
@@ -108,6 +113,8 @@ class PostgresProcess(Actor[PostgresMessage]):
 
     @override
     def receive(self, message: PostgresMessage) -> None:
+        if isinstance(message, CompareSettings):
+            self._askers.append(self.defer(message))
         self._state, effects = decide(self._state, message, self.clock.now())
         for effect in effects:
             self._carry_out(effect)
@@ -116,6 +123,8 @@ class PostgresProcess(Actor[PostgresMessage]):
         match effect:
             case Tell(message):
                 self._supervisor.tell(message)
+            case Answer(outcome, refused):
+                self._askers.pop(-1 if refused else 0).answer(outcome)
             case Begin():
                 run, failed = self._run(effect), _FAILED.get(effect.work)
                 self._jobs[effect.work] = self.start_job(effect.work.value, run, failed=failed)
@@ -138,6 +147,7 @@ class PostgresProcess(Actor[PostgresMessage]):
         table: dict[Work, Run] = {
             Work.INSPECT: lambda cancellation: Inspected(port.inspect(cancellation)),
             Work.CHECK: lambda cancellation: Checked(port.check(_spec(begin), cancellation)),
+            Work.COMPARE: lambda cancellation: Compared(port.compare(_spec(begin), cancellation)),
             Work.PREPARE: lambda cancellation: Prepared(port.prepare(_spec(begin), cancellation)),
             Work.LOGS: _ended(Work.LOGS, partial(port.pump_logs, self._space_refused)),
             Work.LAUNCH: partial(_launch, port, begin),
@@ -216,6 +226,9 @@ def _pump_over(error: Exception) -> Message:
 _FAILED: Final[dict[Work, OnFailure]] = {
     Work.INSPECT: _not_inspected,
     Work.CHECK: lambda error: CheckRefused(_text(error)),
+    Work.COMPARE: lambda error: Compared(
+        CannotPlan(f"the settings cannot be compared: {_text(error)}", busy=isinstance(error, CancelledError))
+    ),
     Work.PREPARE: lambda error: PreparationFailed(_text(error)),
     Work.LAUNCH: lambda error: LaunchFailed(_text(error)),
     Work.AWAIT_READY: _not_ready,

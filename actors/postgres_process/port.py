@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from ...messages.planning import SettingsCompared
 from ...messages.postgres import PgdataKind, StopRung
 from ...messages.spec import ComputeSpec
 from ..kit.jobs import Cancellation
@@ -65,6 +66,10 @@ class Port(Protocol):
 
     def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
         """Ask whether Postgres would take this configuration; returns warnings. Changes nothing."""
+        ...
+
+    def compare(self, spec: ComputeSpec, cancellation: Cancellation) -> SettingsCompared:
+        """Say how the settings of this spec differ from those of the running Postgres. Changes nothing."""
         ...
 
     def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:

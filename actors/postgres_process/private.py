@@ -3,6 +3,7 @@
 from typing import Final
 
 from ...messages.base import Message
+from ...messages.planning import ComparisonOutcome
 from ...messages.postgres import PgdataKind, StopRung
 from .disk import Area
 from .work import Work
@@ -31,6 +32,12 @@ class CheckRefused(Message, frozen=True):
     """Postgres would not take the configuration, or it could not be asked."""
 
     error: str
+
+
+class Compared(Message, frozen=True):
+    """The settings of a spec were compared with those of the node, or could not be."""
+
+    outcome: ComparisonOutcome
 
 
 class Prepared(Message, frozen=True):
@@ -133,6 +140,7 @@ WORK_OF: Final[dict[type[Message], Work]] = {
     InspectionRefused: Work.INSPECT,
     Checked: Work.CHECK,
     CheckRefused: Work.CHECK,
+    Compared: Work.COMPARE,
     Prepared: Work.PREPARE,
     PreparationFailed: Work.PREPARE,
     Launched: Work.LAUNCH,

@@ -38,6 +38,11 @@ def check_folder(pgdata: str, account: Account | None) -> str:
     return socket_folder(pgdata, account) + "-check"
 
 
+def plan_folder(pgdata: str, account: Account | None) -> str:
+    """Return where those of a plan are tried, which is made at any time."""
+    return socket_folder(pgdata, account) + "-plan"
+
+
 def make_private(path: str, account: Account | None) -> None:
     """Make a folder that is ours alone; one that is there already must be. Raises PostgresError."""
     try:
@@ -98,8 +103,8 @@ def unlink_shared_memory(pgdata: str, target: str, account: Account | None) -> N
 
 def remove_left_behind(pgdata: str, account: Account | None, *, shared_memory: str = SHARED_MEMORY) -> None:
     """Remove the folders of a run that was killed; only while nothing works in this PGDATA."""
-    for path in (socket_folder(pgdata, account), check_folder(pgdata, account)):
-        remove_private(path, account)
+    for folder_of in (socket_folder, check_folder, plan_folder):
+        remove_private(folder_of(pgdata, account), account)
     for target in sorted(Path(shared_memory).glob(f"{PREFIX}{_digest(pgdata)}-*")):
         unlink_shared_memory(pgdata, str(target), account)
 

@@ -13,13 +13,14 @@ from typing_extensions import override
 
 from ...messages.failpoints import Failpoint
 from ...messages.lifecycle import EXIT_FAILED
+from ...messages.planning import SettingsCompared
 from ...messages.postgres import PgdataKind, StopRung
 from ...messages.settings import NodeSettings, SourceName
 from ...messages.spec import ComputeSpec
 from ...postgres.accounts import Account, first_closed_parent, missing_passwd_entry
 from ...postgres.binaries import Binaries
 from ...postgres.conf import OVERRIDE_FILE, ConfContext, ConfError, ConfText, Listening, render
-from ...postgres.connection import parse_connstr
+from ...postgres.connection import parse_connstr, run_async
 from ...postgres.hba import open_to_passwords
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
@@ -37,6 +38,7 @@ from .run_folders import (
     check_folder,
     link_shared_memory,
     make_private,
+    plan_folder,
     remove_left_behind,
     remove_private,
     socket_folder,
@@ -197,9 +199,9 @@ class Server(Port):
     @override
     def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
         with self._blaming_the_disk():
-            return self._check(spec, cancellation)
+            return self._check(spec, check_folder(self._pgdata, self._account), cancellation)
 
-    def _check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+    def _check(self, spec: ComputeSpec, scratch: str, cancellation: Cancellation) -> tuple[str, ...]:
         refused, warnings = checking.not_built(spec)
         if refused is not None:
             raise PostgresError(refused)
@@ -219,7 +221,7 @@ class Server(Port):
             found = checking.problems(conf, replace(around, auto_conf=auto_conf))
             if found:
                 return f"Postgres would not work with the configuration: {'; '.join(found)}"
-            return self._ask_postgres(conf, auto_conf, cancellation)
+            return self._ask_postgres(conf, auto_conf, scratch, cancellation)
 
         auto_conf = self._auto_conf()
         taken_out: tuple[str, ...] = ()
@@ -275,9 +277,10 @@ class Server(Port):
         except ConfError as error:
             raise PostgresError(str(error)) from error
 
-    def _ask_postgres(self, conf: ConfText, auto_conf: str, cancellation: Cancellation) -> str | None:
+    def _ask_postgres(
+        self, conf: ConfText, auto_conf: str, scratch: str, cancellation: Cancellation
+    ) -> str | None:
         """Return why Postgres refuses this configuration. Raises PostgresError when it cannot be asked."""
-        scratch = check_folder(self._pgdata, self._account)
         remove_private(scratch, self._account)
         make_private(scratch, self._account)
         try:
@@ -319,6 +322,42 @@ class Server(Port):
     def _is_neon(self) -> bool:
         libraries = self._binaries.library_folder
         return libraries is not None and Path(libraries, "neon.so").exists()
+
+    # --- Comparing
+
+    @override
+    def compare(self, spec: ComputeSpec, cancellation: Cancellation) -> SettingsCompared:
+        from psycopg import Error
+
+        from . import comparing
+
+        refused: str | None = None
+        warnings: tuple[str, ...] = ()
+        try:
+            with self._blaming_the_disk():
+                warnings = self._check(spec, plan_folder(self._pgdata, self._account), cancellation)
+        except PostgresError as error:
+            refused = str(error)
+        try:
+            described = comparing.values(self._render(spec).text)
+        except PostgresError as error:
+            return SettingsCompared(refused=refused or str(error))
+        try:
+            known = run_async(lambda: comparing.ask(self._target), cancellation)
+        except (Error, TimeoutError) as error:
+            msg = f"Postgres cannot be asked for its settings: {' '.join(str(error).split())}"
+            raise PostgresError(msg) from error
+        now, altered = comparing.values(self._conf()), comparing.values(self._auto_conf())
+        return SettingsCompared(
+            comparing.changes(now, described, altered, known),
+            comparing.drift(now, described, altered, known),
+            refused,
+            warnings,
+        )
+
+    def _conf(self) -> str:
+        conf = Path(self._pgdata, "postgresql.conf")
+        return conf.read_text(encoding="utf-8", errors="surrogateescape")
 
     # --- Preparing
 

@@ -14,6 +14,7 @@ import msgspec
 
 from ...messages.base import Message
 from ...messages.lifecycle import EXIT_FAILED, Condition, ConditionCleared, ConditionRaised
+from ...messages.planning import CannotPlan, CompareSettings, ComparisonOutcome
 from ...messages.postgres import (
     CheckConfiguration,
     ConfigurationAccepted,
@@ -43,6 +44,7 @@ from .private import (
     BudgetSpent,
     Checked,
     CheckRefused,
+    Compared,
     DiskDue,
     DiskSeen,
     DiskUnknown,
@@ -90,6 +92,7 @@ TAKEN_IN: Final[dict[type[Message], frozenset[Phase]]] = {
     CheckConfiguration: frozenset(
         {Phase.INSPECTED, Phase.PREPARING, Phase.PREPARED, Phase.STARTING, Phase.RUNNING}
     ),
+    CompareSettings: frozenset({Phase.RUNNING}),
     PreparePgdata: frozenset({Phase.INSPECTED}),
     StartPostgres: frozenset({Phase.PREPARED}),
     InstallConfiguration: frozenset({Phase.RUNNING}),
@@ -113,6 +116,13 @@ class Begin(msgspec.Struct, frozen=True):
     work: Work
     spec: ComputeSpec | None = None
     limit_s: float | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Answer one who asked for a comparison: who came last and is refused, or who waits for the work."""
+
+    outcome: ComparisonOutcome
+    refused: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -147,7 +157,7 @@ class Log(msgspec.Struct, frozen=True):
     text: str
 
 
-Effect: TypeAlias = Tell | Begin | Cancel | Send | Remind | Show | Log
+Effect: TypeAlias = Tell | Answer | Begin | Cancel | Send | Remind | Show | Log
 
 
 # --- State -----------------------------------------------------------------------------------------------
@@ -237,6 +247,8 @@ class _Turn:
                 self.tell(PgdataRefused(f"PGDATA is inspected once, before all else: {reason}", EXIT_FAILED))
             case CheckConfiguration(operation):
                 self.tell(ConfigurationRefused(operation, f"the configuration cannot be checked: {reason}"))
+            case CompareSettings():
+                self.refuse_to_compare(reason)
             case PreparePgdata(operation):
                 self.tell(PgdataFailed(operation, f"PGDATA cannot be prepared: {reason}"))
             case StartPostgres(operation):
@@ -248,13 +260,15 @@ class _Turn:
                 msg = f"{type(message).__name__} has no refusal"
                 raise TypeError(msg)
 
-    def handle(self, message: Message) -> None:  # noqa: C901, PLR0912 - one flat table of messages
+    def handle(self, message: Message) -> None:  # noqa: C901, PLR0912, PLR0915 - one flat table of messages
         match message:
             case InspectPgdata():
                 self.set(phase=Phase.INSPECTING)
                 self.begin(Work.INSPECT)
             case CheckConfiguration(operation, spec):
                 self.check(operation, spec)
+            case CompareSettings() | Compared():
+                self.compare(message)
             case PreparePgdata(operation, spec):
                 self.set(phase=Phase.PREPARING, operation=operation, began_s=self.now_s)
                 self.begin(Work.PREPARE, spec)
@@ -338,6 +352,19 @@ class _Turn:
             case CheckRefused(error):
                 self.tell(ConfigurationRefused(operation, error))
 
+    def compare(self, message: CompareSettings | Compared) -> None:
+        match message:
+            case Compared(outcome):
+                self.effects.append(Answer(outcome))
+            case CompareSettings() if Work.COMPARE in self.state.work:
+                self.refuse_to_compare("another plan is being made; try again in a moment")
+            case CompareSettings(spec):
+                self.begin(Work.COMPARE, spec)
+
+    def refuse_to_compare(self, reason: str) -> None:
+        outcome = CannotPlan(f"the settings cannot be compared: {reason}", busy=True)
+        self.effects.append(Answer(outcome, refused=True))
+
     def install(self, operation: int, spec: ComputeSpec) -> None:
         if Work.INSTALL in self.state.work:
             text = "another configuration is being installed: try again"
@@ -398,7 +425,7 @@ class _Turn:
     def ended(self, description: str, *, failed: bool) -> None:
         self.set(pid=None)
         self.recovered()
-        self.cancel(Work.AWAIT_READY, Work.INSTALL)
+        self.cancel(Work.AWAIT_READY, Work.COMPARE, Work.INSTALL)
         self.begin(Work.CORES)
         match self.state.phase:
             case Phase.STARTING:

@@ -13,6 +13,7 @@ class Work(Enum):
     LAUNCH = "launch Postgres"
     AWAIT_READY = "wait until Postgres is ready"
     AWAIT_EXIT = "wait for the exit of Postgres"
+    COMPARE = "compare the settings"
     INSTALL = "install the configuration"
     KILL = "kill Postgres"
     TIDY = "clean up after Postgres"
@@ -21,6 +22,6 @@ class Work(Enum):
 
 
 ENDED_BY_A_STOP = frozenset(
-    {Work.INSPECT, Work.CHECK, Work.PREPARE, Work.LAUNCH, Work.AWAIT_READY, Work.INSTALL}
+    {Work.INSPECT, Work.CHECK, Work.COMPARE, Work.PREPARE, Work.LAUNCH, Work.AWAIT_READY, Work.INSTALL}
 )
 """What an order to stop cancels; the rest belongs to the stop."""

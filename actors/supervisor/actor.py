@@ -28,6 +28,7 @@ from ...messages.lifecycle import (
     Terminate,
 )
 from ...messages.metrics import CONDITION, STOP_RUNGS, UP
+from ...messages.planning import GetSpec, SpecInForce
 from ...messages.postgres import (
     ConfigurationAccepted,
     ConfigurationInstalled,
@@ -81,6 +82,7 @@ SupervisorMessage: TypeAlias = (
     | Configure
     | GetJournal
     | GetReadiness
+    | GetSpec
     | GetStartupMetrics
     | GetStatus
     | HeadStartEnded
@@ -151,6 +153,8 @@ class Supervisor(Actor[SupervisorMessage]):
                 self.reply(message, node_status(self._state))
             case GetReadiness():
                 self.reply(message, readiness(self._state))
+            case GetSpec():
+                self.reply(message, SpecInForce(self._state.status, self._state.spec))
             case GetStartupMetrics():
                 self.reply(message, self._state.startup)
             case GetJournal():

@@ -36,7 +36,7 @@ from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
 from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, PostgresError
 from compute_node.actors.postgres_process.sources import Source, SourceError
 from compute_node.messages.failpoints import Failpoint, FailpointError
-from compute_node.messages.planning import CatalogPlanned
+from compute_node.messages.planning import CatalogPlanned, SettingsCompared
 from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.settings import NodeSettings, SourceName
 from compute_node.messages.spec import ComputeSpec
@@ -600,6 +600,14 @@ class SimulatedServer(server.Server):
             msg = f"unrecognized configuration parameter {REFUSED_SETTING}"
             raise PostgresError(msg)
         return ("a warning",)
+
+    @override
+    def compare(self, spec: ComputeSpec, cancellation: Cancellation) -> SettingsCompared:
+        self.machine.take("compare", self.machine.faults.compare_takes_s, cancellation)
+        if self.machine.postmaster is None or not self.machine.postmaster.alive:
+            msg = "Postgres cannot be asked for its settings"
+            raise PostgresError(msg)
+        return SettingsCompared(refused=self.machine.faults.conf_refused)
 
     @override
     def _is_neon(self) -> bool:

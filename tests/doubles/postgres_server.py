@@ -12,6 +12,7 @@ from compute_node.actors.kit.clock import Clock
 from compute_node.actors.kit.jobs import Blocked, Cancellation, CancelledError
 from compute_node.actors.postgres_process.disk import Area
 from compute_node.actors.postgres_process.port import Exit, Launch, PgdataRefusedError, Port, PostgresError
+from compute_node.messages.planning import SettingsCompared
 from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.spec import ComputeSpec
 from typing_extensions import override
@@ -24,6 +25,7 @@ class Faults:
     folder_refused: int | None = None
     """With this exit code."""
     conf_refused: str | None = None
+    compare_takes_s: float = 0.0
     initdb_fails: str | None = None
     initdb_takes_s: float = 0.0
     launch_fails: str | None = None
@@ -100,6 +102,14 @@ class FakeServer(Port):
         if self.faults.conf_refused is not None:
             raise PostgresError(self.faults.conf_refused)
         return ("a warning",)
+
+    @override
+    def compare(self, spec: ComputeSpec, cancellation: Cancellation) -> SettingsCompared:
+        self._take("compare", self.faults.compare_takes_s, cancellation)
+        if not self.alive:
+            msg = "Postgres cannot be asked for its settings"
+            raise PostgresError(msg)
+        return SettingsCompared(refused=self.faults.conf_refused)
 
     @override
     def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:

@@ -18,6 +18,7 @@ from compute_node.actors.postgres_process.state import (
 from compute_node.messages.base import Message
 from compute_node.messages.lifecycle import Condition, ConditionCleared, ConditionRaised
 from compute_node.messages.metrics import DISK_FREE
+from compute_node.messages.planning import CannotPlan, CompareSettings, SettingsCompared
 from compute_node.messages.postgres import (
     CheckConfiguration,
     ConfigurationAccepted,
@@ -556,3 +557,49 @@ def test_a_forced_stop_has_no_further_trouble_to_tell() -> None:
     world.until(PostgresStopped)
     (stopped,) = world.told(PostgresStopped)
     assert (stopped.rung, stopped.trouble) == (StopRung.IMMEDIATE, None)
+
+
+def test_a_comparison_is_answered_and_one_beside_it_is_refused_for_the_moment() -> None:
+    world = World(1, Faults(compare_takes_s=1.0)).start()
+    first = world.postgres.request(CompareSettings(SPEC))
+    second = world.postgres.request(CompareSettings(SPEC))
+    world.runtime.advance(0.5)
+    refused = second.get(0)
+    assert isinstance(refused, CannotPlan)
+    assert refused.busy
+    assert not first.done
+    world.runtime.advance(1.0)
+    assert first.get(0) == SettingsCompared()
+    third = world.postgres.request(CompareSettings(SPEC))
+    world.runtime.advance(2.0)
+    assert third.get(0) == SettingsCompared()
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.RUNNING])
+def test_settings_are_compared_only_with_those_of_a_running_postgres(phase: Phase) -> None:
+    world = reach(phase)
+    pending = world.postgres.request(CompareSettings(SPEC))
+    while not pending.done:
+        world.runtime._deliver("postgres")
+    refused = pending.get(0)
+    assert isinstance(refused, CannotPlan)
+    assert refused.busy
+
+
+def test_a_stop_ends_a_comparison_under_way_with_an_answer_and_waits_for_its_end() -> None:
+    world = World(1, Faults(compare_takes_s=600.0)).start()
+    pending = world.postgres.request(CompareSettings(SPEC))
+    world.runtime.advance(1.0)
+    world.stop(5.0)
+    world.until(PostgresStopped)
+    assert pending.get(0) == CannotPlan(f"the settings cannot be compared: {CANCELLED}", busy=True)
+
+
+def test_a_postgres_that_goes_away_ends_a_comparison_with_an_answer() -> None:
+    world = World(1, Faults(compare_takes_s=600.0)).start()
+    pending = world.postgres.request(CompareSettings(SPEC))
+    world.runtime.advance(1.0)
+    world.server.crash()
+    world.until(PostgresExited)
+    world.rest(1.0)
+    assert isinstance(pending.get(0), CannotPlan)
