@@ -1,8 +1,10 @@
 """A plan over real Postgres: it says exactly what an application then does, and changes nothing itself."""
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +19,14 @@ from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.connection import run_async
 
 from doubles.specs import a_spec
+from fix_node import MakeNode, Node, setting, spec
 from fix_postgres import Cluster as RealPostgres
 from fix_postgres import MakeCluster
 
 pytestmark = pytest.mark.slow
 
 DIGEST = "0123456789abcdef" * 2
+STATEMENTS = "compute_node_applied_statements_total"
 APPLYING = "applying the spec: "
 
 
@@ -147,3 +151,139 @@ def test_a_plan_does_not_make_the_superuser_that_is_missing(
     with pytest.raises(AdministrationError, match="missing"):
         executor.rehearse(connstr, order(FIRST), Cancellation())
     assert postgres.query("SELECT 1 FROM pg_roles WHERE rolname = 'missing'") == []
+
+
+# --- A whole node ------------------------------------------------------------------------------------------
+
+
+def conf_of(node: Node) -> dict[str, bytes]:
+    """What a plan must leave alone: the configuration files, and the names beside them."""
+    names = sorted(path.name for path in [*node.pgdata.iterdir(), *node.pgdata.parent.iterdir()])
+    files = {path.name: path.read_bytes() for path in node.pgdata.glob("*.conf")}
+    return files | {"names": "\n".join(names).encode()}
+
+
+def state_of(node: Node) -> tuple[Any, ...]:
+    ((xid,),) = node.query("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8")
+    loaded = node.query("SELECT pg_conf_load_time()")
+    left = sorted(path.name for path in Path(tempfile.gettempdir()).iterdir())
+    return xid, loaded, conf_of(node), node.status()["status"], left
+
+
+def with_settings(*settings: dict[str, str], **cluster: Any) -> dict[str, Any]:
+    """A spec with these settings, and quiet: nothing writes by itself."""
+    quiet = setting("autovacuum", "off", "bool")
+    return spec(cluster=cluster | {"settings": [quiet, *settings]})
+
+
+def body(document: dict[str, Any]) -> dict[str, Any]:
+    return {"spec": document, "compute_ctl_config": {"jwks": {"keys": []}}}
+
+
+def settings_of(plan: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    return {entry["name"]: (entry["change"], entry["needs_restart"]) for entry in plan["settings"]}
+
+
+BEFORE = with_settings(
+    setting("shared_buffers", "16MB"),
+    setting("max_connections", "40", "integer"),
+    setting("work_mem", "4MB"),
+    setting("log_statement", "ddl"),
+    roles=[{"name": "owner"}],
+    databases=[{"name": "shop", "owner": "owner"}],
+)
+AFTER = with_settings(
+    setting("shared_buffers", "16384kB"),
+    setting("max_connections", "41", "integer"),
+    setting("work_mem", "8MB"),
+    setting("application_name", "someone", "string"),
+    setting("app.api_token", "hunter2"),
+    roles=[{"name": "owner"}, {"name": "reader", "encrypted_password": DIGEST}],
+    databases=[{"name": "shop", "owner": "reader"}, {"name": "archive", "owner": "owner"}],
+)
+
+
+def test_a_plan_of_a_node_is_what_configure_does_and_leaves_files_and_catalog_alone(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15).run(BEFORE)
+    before = state_of(node)
+
+    answer = node.call("POST", "/plan", body(AFTER))
+    assert answer.status == 200, answer.body
+    plan = answer.body
+    assert settings_of(plan) == {
+        "app.api_token": ("added", False),
+        "application_name": ("added", False),
+        "log_statement": ("removed", False),
+        "max_connections": ("changed", True),
+        "work_mem": ("changed", False),
+    }
+    assert (plan["refused"], plan["changes"]) == ([], True)
+    assert "hunter2" not in str(plan)
+    assert {operation["database"] for operation in plan["operations"]} == {None, "archive"}
+    assert 'make role "reader" the owner of database "shop"' in {o["action"] for o in plan["operations"]}
+
+    refused = node.call("POST", "/plan", body(with_settings(setting("work_mem", "much")))).body
+    assert [entry["part"] for entry in refused["refused"]] == ["settings"]
+    assert "work_mem" in refused["refused"][0]["reason"]
+    assert state_of(node) == before
+
+    statements = node.metric(STATEMENTS)
+    configured = node.configure(AFTER)
+    assert configured.status == 200, configured.body
+    assert configured.headers["x-pending-restart"] == "max_connections"
+    assert node.metric(STATEMENTS) - statements == len(plan["operations"])
+
+    before = state_of(node)
+    again = node.call("POST", "/plan", body(AFTER)).body
+    assert (again["changes"], again["settings"], again["operations"]) == (False, [], [])
+    back = node.call("POST", "/plan", body(BEFORE)).body
+    assert settings_of(back)["max_connections"] == ("changed", False), "40 is still in force"
+    assert state_of(node) == before
+
+
+def test_drift_names_what_was_changed_behind_the_nodes_back(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15).run(BEFORE)
+    drift = node.call("GET", "/drift").body
+    assert (drift["drifted"], drift["settings"], drift["operations"]) == (False, [], [])
+
+    node.query("CREATE ROLE intruder LOGIN")
+    node.query("ALTER DATABASE shop OWNER TO intruder")
+    node.query("ALTER ROLE canary_md5 PASSWORD NULL")
+    node.query(
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON TABLES FROM neon_superuser", dbname="shop"
+    )
+    node.query("ALTER SYSTEM SET work_mem = '64MB'")
+    with (node.pgdata / "postgresql.conf").open("a") as conf:
+        conf.write("log_statement = 'none'\n")
+    before = state_of(node)
+    drift = node.call("GET", "/drift").body
+    assert drift["drifted"]
+    assert drift["settings"] == [
+        {"name": "log_statement", "cause": "postgresql.conf", "described": "ddl", "actual": "none"},
+        {"name": "work_mem", "cause": "ALTER SYSTEM", "described": "4MB", "actual": "64MB"},
+    ]
+    assert {(entry["object"], entry["action"]) for entry in drift["operations"]} == {
+        ('role "canary_md5"', 'set the password of role "canary_md5"'),
+        ('database "shop"', 'make role "owner" the owner of database "shop"'),
+        (
+            'database "shop"',
+            'grant all on future tables in schema public to role "neon_superuser" in database "shop"',
+        ),
+    }
+    assert state_of(node) == before
+
+    node.query("ALTER SYSTEM RESET work_mem")
+    assert node.configure(BEFORE).status == 200
+    assert node.call("GET", "/drift").body["drifted"] is False
+
+
+def test_a_node_that_waits_for_its_spec_makes_no_plan(make_node: MakeNode, binaries15: Binaries) -> None:
+    node = make_node(binaries15)
+    node.write_config(None)
+    node.start().await_status("empty")
+    for answer in (node.call("POST", "/plan", body(BEFORE)), node.call("GET", "/drift")):
+        assert (answer.status, answer.body) == (412, {"error": "invalid compute status: empty"})
