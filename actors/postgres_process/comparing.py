@@ -1,4 +1,4 @@
-"""How the settings that a spec describes differ from those of the node: pure, but for `ask`."""
+"""How the settings that a spec describes differ from those of the node: pure, but for `look`."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ class Known(msgspec.Struct, frozen=True):
     """What is in force, for people, while another value awaits a restart."""
 
 
-async def ask(target: Target) -> dict[str, Known]:
+async def look(target: Target) -> dict[str, Known]:
     """Read what Postgres knows of its settings, by name in lower case. Raises psycopg.Error, TimeoutError."""
     import asyncio
 

@@ -343,7 +343,7 @@ class Server(Port):
         except PostgresError as error:
             return SettingsCompared(refused=refused or str(error))
         try:
-            known = run_async(lambda: comparing.ask(self._target), cancellation)
+            known = run_async(lambda: comparing.look(self._target), cancellation)
         except (Error, TimeoutError) as error:
             msg = f"Postgres cannot be asked for its settings: {' '.join(str(error).split())}"
             raise PostgresError(msg) from error
