@@ -1,4 +1,4 @@
-"""The command for people: `compute-node demo | status | configure | terminate | keygen | token`."""
+"""The command for people: `compute-node demo | status | plan | configure | terminate | validate | keygen | token`."""
 
 import functools
 import sys
@@ -14,7 +14,9 @@ from . import keys
 from .client import DEFAULT_URL, Client, RefusedError, UnreachableError
 
 EXIT_REFUSED: Final = 1
+EXIT_CHANGES: Final = 3
 EXIT_UNREACHABLE: Final = 4
+EXIT_BAD_FILE: Final = 5
 DAY_S: Final = 86_400.0
 
 P = ParamSpec("P")
@@ -25,7 +27,8 @@ P = ParamSpec("P")
 def main() -> None:
     """Work with compute nodes: run one to try it, look at one, change one, end one.
 
-    Exit status: 0 fine, 1 refused, failed or not ready, 2 usage, 4 unreachable.
+    Exit status: 0 fine, 1 refused, failed or not ready, 2 usage, 3 there are changes (plan), 4 unreachable,
+    5 a file that cannot be read or is not JSON.
     """
 
 
@@ -78,21 +81,13 @@ def status(url: str, token_file: Path | None, *, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.File("rb"))
+@click.argument("file")
 @_talks_to_a_node
-def configure(file: Any, url: str, token_file: Path | None, *, as_json: bool) -> None:  # noqa: ANN401 - click's file
+def configure(file: str, url: str, token_file: Path | None, *, as_json: bool) -> None:
     """Bring the spec in FILE into force, a config or a bare spec ("-": standard input); wait until it is."""
-    data = file.read()
-    try:
-        document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _fail(f"{getattr(file, 'name', 'standard input')} is not JSON: {error}", EXIT_REFUSED)
-    if isinstance(document, dict) and "spec" not in document and "cluster" in document:
-        document = {"spec": document}
-    if isinstance(document, dict):
-        document.setdefault("compute_ctl_config", {"jwks": {"keys": []}})
+    document = _document(file)
     client = _client(url, token_file)
-    shown = client.post("/configure", msgspec.json.encode(document))
+    shown = client.post("/configure", document)
     if as_json:
         click.echo(_json(shown))
     else:
@@ -102,6 +97,61 @@ def configure(file: Any, url: str, token_file: Path | None, *, as_json: bool) ->
         click.echo(
             f"these settings take effect at the next start of the node: {client.pending_restart}", err=True
         )
+
+
+@main.command()
+@click.argument("file")
+@_talks_to_a_node
+def plan(file: str, url: str, token_file: Path | None, *, as_json: bool) -> None:
+    """Show what `configure FILE` would change, and change nothing.
+
+    The exit status is 0 without changes, 3 with some, and 1 where the node would refuse a part of the spec.
+    """
+    from . import planning
+
+    document = _document(file)
+    shown = _client(url, token_file).post("/plan", document)
+    click.echo(_json(shown) if as_json else planning.text(shown))
+    if shown["refused"]:
+        sys.exit(EXIT_REFUSED)
+    if shown["changes"]:
+        sys.exit(EXIT_CHANGES)
+
+
+@main.command()
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def validate(file: str, *, as_json: bool) -> None:
+    """Check FILE, a config or a bare spec ("-": standard input), without a node.
+
+    Strictly: also fields that a node would ignore are problems, and then the exit status is 1.
+    """
+    from .documents import NotJsonError
+    from .validating import validate as judge
+
+    try:
+        verdict = judge(_read(file))
+    except NotJsonError as error:
+        _fail(f"{_named(file)} is not JSON: {error}", EXIT_BAD_FILE)
+    if as_json:
+        click.echo(_json(verdict))
+    else:
+        count = len(verdict.problems)
+        said = "is valid" if verdict.valid else f"has {count} problem{'' if count == 1 else 's'}"
+        click.echo(f"{_named(file)} {said}")
+        for kind, findings in (("", verdict.problems), ("warning: ", verdict.warnings)):
+            for finding in findings:
+                click.echo(f"  {kind}{finding.path}: {finding.text}")
+    if not verdict.valid:
+        sys.exit(EXIT_REFUSED)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from .schema import config_schema
+
+    click.echo(_json(config_schema()))
 
 
 @main.command()
@@ -203,6 +253,29 @@ def demo(
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"Error: {message}", err=True)
     sys.exit(code)
+
+
+def _read(file: str) -> bytes:
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read()
+        return Path(file).read_bytes()
+    except OSError as error:
+        _fail(f"cannot read {_named(file)}: {error.strerror or error}", EXIT_BAD_FILE)
+
+
+def _document(file: str) -> bytes:
+    """Return the body of a request with the config, or bare spec, of that file."""
+    from .documents import NotJsonError, request
+
+    try:
+        return request(_read(file))
+    except NotJsonError as error:
+        _fail(f"{_named(file)} is not JSON: {error}", EXIT_BAD_FILE)
+
+
+def _named(file: str) -> str:
+    return "standard input" if file == "-" else file
 
 
 def _json(value: object) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..messages.secret import Secret
+from ..messages.base import schema_hook
 from .errors import ErrorBody
 from .table import JSON, Route, Scope, Shape
 
@@ -44,7 +44,7 @@ def describe(routes: Iterable[Route], version: str) -> dict[str, Any]:
     """Describe these routes; `version` is that of the node."""
     routes = tuple(routes)
     schemas, components = msgspec.json.schema_components(
-        _kinds(routes), schema_hook=_schema_hook, ref_template=REF
+        _kinds(routes), schema_hook=schema_hook, ref_template=REF
     )
     schema_of = dict(zip(_kinds(routes), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -114,9 +114,3 @@ def _response(shape: Shape, schema_of: Mapping[Any, dict[str, Any]]) -> dict[str
     if shape.kind is not None:
         response["content"] = {shape.media: {"schema": schema_of[shape.kind]}}
     return response
-
-
-def _schema_hook(kind: type) -> dict[str, Any]:
-    if kind is Secret:
-        return {"type": "string", "writeOnly": True}
-    raise NotImplementedError

@@ -17,6 +17,9 @@ KNOWN_FEATURES: Final = frozenset({"activity_monitor_experimental", "tls_experim
 KNOWN_ACTIONS: Final = frozenset({"delete_db", "rename_db", "delete_role", "rename_role"})
 """Delta operations that are carried out; others parse and have no effect."""
 
+SCHEMA: Final = "$schema"
+"""Where a document names its schema for editors; it is no part of what is described."""
+
 
 def unknown_parts(document: object, kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type of any form
     """Return the paths (`$.spec.timestamp`) of what decoding `document` as `kind` would ignore.
@@ -51,6 +54,8 @@ def _walk(value: object, kind: msgspec.inspect.Type, path: str) -> Iterator[str]
 def _walk_struct(value: dict[str, object], kind: msgspec.inspect.StructType, path: str) -> Iterator[str]:
     fields = {field.encode_name: field.type for field in kind.fields}
     for key, item in value.items():
+        if path == "$" and key == SCHEMA:
+            continue
         if key in fields:
             yield from _walk(item, fields[key], f"{path}.{key}")
         else:

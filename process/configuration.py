@@ -50,13 +50,13 @@ def _decode(path: str, decoder: msgspec.json.Decoder[Any]) -> Any:  # noqa: ANN4
     except msgspec.ValidationError as error:
         msg = f"the configuration file {path} has the wrong shape: {error}"
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"the configuration file {path} is not valid JSON: {_with_position(str(error), data)}"
+        msg = f"the configuration file {path} is not valid JSON: {with_position(str(error), data)}"
     except RecursionError:
         msg = f"the configuration file {path} is nested too deeply"
     raise ConfigurationError(msg)
 
 
-def _with_position(text: str, data: bytes) -> str:
+def with_position(text: str, data: bytes) -> str:
     """Turn a decoder's «(byte 123)» into line and column; without one it is the end of the data."""
     head, found, tail = text.partition("(byte ")
     at = int(tail.rstrip(")")) if found and tail.rstrip(")").isdigit() else len(data)

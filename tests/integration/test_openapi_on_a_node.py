@@ -27,13 +27,18 @@ generation = { database = "none" }
 include-path = "/configure"
 checks.positive_data_acceptance.expected-statuses = [200, 400, 412, 422]
 phases.coverage.enabled = %s  # some 600 cases
+
+[[operations]]
+include-path = "/plan"
+checks.positive_data_acceptance.expected-statuses = [200, 400, 412, 422]
+phases.coverage.enabled = %s
 """
 
 
 def schemathesis(node: Node, port: int, *arguments: str) -> None:
     """Run it from the node's folder; its whole output is shown when it finds something."""
     config = node.folder / "schemathesis.toml"
-    config.write_text(CONFIG % ("false" if EXAMPLES is None else "true"))
+    config.write_text(CONFIG % (("false" if EXAMPLES is None else "true",) * 2))
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "st"),

@@ -1,5 +1,6 @@
 """A plan over real Postgres: it says exactly what an application then does, and changes nothing itself."""
 
+import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from compute_node.actors.configurator import executor
 from compute_node.actors.configurator import operations as op
 from compute_node.actors.configurator.port import AdministrationError, Order
 from compute_node.actors.kit.jobs import Cancellation
+from compute_node.cli.compute_node import main
 from compute_node.messages.planning import CatalogPlanned
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import Cluster, ComputeSpec, Database, DeltaOp, GenericOption, Role
@@ -184,6 +187,14 @@ def settings_of(plan: dict[str, Any]) -> dict[str, tuple[str, bool]]:
     return {entry["name"]: (entry["change"], entry["needs_restart"]) for entry in plan["settings"]}
 
 
+def on_the_command_line(node: Node, document: dict[str, Any]) -> tuple[int, str]:
+    """Return exit status and output of `compute-node plan`."""
+    token = {"COMPUTE_NODE_TOKEN": node.token()}
+    asked = CliRunner().invoke(main, ["plan", "--url", node.url, "-"], input=json.dumps(document), env=token)
+    node.secrecy.look("the output of compute-node plan", asked.output)
+    return asked.exit_code, asked.output
+
+
 BEFORE = with_settings(
     setting("shared_buffers", "16MB"),
     setting("max_connections", "40", "integer"),
@@ -228,6 +239,12 @@ def test_a_plan_of_a_node_is_what_configure_does_and_leaves_files_and_catalog_al
     assert [entry["part"] for entry in refused["refused"]] == ["settings"]
     assert "work_mem" in refused["refused"][0]["reason"]
     assert state_of(node) == before
+    code, shown = on_the_command_line(node, AFTER)
+    assert (code, shown.splitlines()[-1]) == (
+        3,
+        f"5 settings (1 at the next start), {len(plan['operations'])} SQL operations",
+    )
+    assert state_of(node) == before
 
     statements = node.metric(STATEMENTS)
     configured = node.configure(AFTER)
@@ -238,6 +255,7 @@ def test_a_plan_of_a_node_is_what_configure_does_and_leaves_files_and_catalog_al
     before = state_of(node)
     again = node.call("POST", "/plan", body(AFTER)).body
     assert (again["changes"], again["settings"], again["operations"]) == (False, [], [])
+    assert on_the_command_line(node, AFTER) == (0, "no changes\n")
     back = node.call("POST", "/plan", body(BEFORE)).body
     assert settings_of(back)["max_connections"] == ("changed", False), "40 is still in force"
     assert state_of(node) == before

@@ -149,7 +149,7 @@ def test_a_refused_configuration_fails_with_the_reason(node: ApiServer) -> None:
 
 def test_what_is_not_json_is_not_sent(node: ApiServer) -> None:
     result = run("configure", "-", "--url", node.url, input=b"{")
-    assert result.exit_code == 1
+    assert result.exit_code == 5
     assert "is not JSON" in result.stderr
     assert node.asked == []
 

@@ -47,3 +47,8 @@ def test_what_a_key_holds_is_its_own_business() -> None:
         "compute_ctl_config": {"jwks": {"keys": [{"kty": "OKP", "anything": {"at": "all"}}], "more": 1}}
     }
     assert unknown_parts(document, ComputeConfig) == ("$.compute_ctl_config.jwks.more",)
+
+
+def test_a_document_may_name_its_schema_and_only_as_a_whole() -> None:
+    document = {"$schema": "x", "spec": SPEC | {"$schema": "x"}, "compute_ctl_config": {"jwks": {"keys": []}}}
+    assert unknown_parts(document, ComputeConfig) == ("$.spec.$schema",)
