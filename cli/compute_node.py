@@ -111,7 +111,12 @@ def plan(file: str, url: str, token_file: Path | None, *, as_json: bool) -> None
 
     document = _document(file)
     shown = _client(url, token_file).post("/plan", document)
-    click.echo(_json(shown) if as_json else planning.text(shown))
+    if as_json:
+        click.echo(_json(shown))
+    else:
+        for warning in shown["warnings"]:
+            click.echo(f"warning: {warning}", err=True)
+        click.echo(planning.text(shown))
     if shown["refused"]:
         sys.exit(EXIT_REFUSED)
     if shown["changes"]:

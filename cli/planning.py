@@ -9,7 +9,7 @@ _MARKS: Final = {"added": "+", "changed": "~", "removed": "-"}
 
 
 def text(plan: dict[str, Any]) -> str:
-    """Write the body of `POST /plan` as lines."""
+    """Write the body of `POST /plan` as lines, but for its warnings."""
     return "\n".join(_lines(plan))
 
 
@@ -32,8 +32,6 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
         yield "refused"
         yield from (f"  {refusal['part']}: {refusal['reason']}" for refusal in refused)
         yield ""
-    for warning in plan["warnings"]:
-        yield f"warning: {warning}"
     yield _summary(settings, operations, refused)
 
 

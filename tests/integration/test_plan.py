@@ -22,9 +22,9 @@ from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.connection import run_async
 
 from doubles.specs import a_spec
-from fix_node import MakeNode, Node, setting, spec
+from fix_node import START_S, MakeNode, Node, setting, spec
 from fix_postgres import Cluster as RealPostgres
-from fix_postgres import MakeCluster
+from fix_postgres import MakeCluster, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -173,6 +173,17 @@ def state_of(node: Node) -> tuple[Any, ...]:
     return xid, loaded, conf_of(node), node.status()["status"], left
 
 
+def started(make_node: MakeNode, binaries: Binaries, document: dict[str, Any]) -> Node:
+    """Start a node and return when nothing goes on in its background, which would write, too."""
+    node = make_node(binaries).run(document)
+    wait_until(
+        lambda: "migrations: " in node.log and "[NEON_EXT_STAT] {" in node.log,
+        "the upkeep of the start is over",
+        START_S,
+    )
+    return node
+
+
 def with_settings(*settings: dict[str, str], **cluster: Any) -> dict[str, Any]:
     """A spec with these settings, and quiet: nothing writes by itself."""
     quiet = setting("autovacuum", "off", "bool")
@@ -192,7 +203,7 @@ def on_the_command_line(node: Node, document: dict[str, Any]) -> tuple[int, str]
     token = {"COMPUTE_NODE_TOKEN": node.token()}
     asked = CliRunner().invoke(main, ["plan", "--url", node.url, "-"], input=json.dumps(document), env=token)
     node.secrecy.look("the output of compute-node plan", asked.output)
-    return asked.exit_code, asked.output
+    return asked.exit_code, asked.stdout
 
 
 BEFORE = with_settings(
@@ -217,7 +228,7 @@ AFTER = with_settings(
 def test_a_plan_of_a_node_is_what_configure_does_and_leaves_files_and_catalog_alone(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:
-    node = make_node(binaries15).run(BEFORE)
+    node = started(make_node, binaries15, BEFORE)
     before = state_of(node)
 
     answer = node.call("POST", "/plan", body(AFTER))
@@ -264,7 +275,7 @@ def test_a_plan_of_a_node_is_what_configure_does_and_leaves_files_and_catalog_al
 def test_drift_names_what_was_changed_behind_the_nodes_back(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:
-    node = make_node(binaries15).run(BEFORE)
+    node = started(make_node, binaries15, BEFORE)
     drift = node.call("GET", "/drift").body
     assert (drift["drifted"], drift["settings"], drift["operations"]) == (False, [], [])
 

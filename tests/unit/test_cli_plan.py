@@ -119,9 +119,9 @@ def test_a_spec_that_would_be_refused_fails_whatever_else_it_changes(
     refused = {"refused": [{"part": "settings", "reason": "no such thing"}], "warnings": ["take care"]}
     result = plan(node, tmp_path, rest | refused)
     assert result.exit_code == 1
-    assert "refused\n  settings: no such thing\n" in result.output
-    assert "warning: take care\n" in result.output
-    assert result.output.endswith("1 part refused\n")
+    assert "refused\n  settings: no such thing\n" in result.stdout
+    assert result.stderr == "warning: take care\n"
+    assert result.stdout.endswith("1 part refused\n")
 
 
 @pytest.mark.parametrize(("answer", "code"), [(EMPTY, 0), (FULL, 3)])
