@@ -1,15 +1,16 @@
 """One application of a spec: read, plan, and carry out step by step. Knows neither driver nor sockets."""
 
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Final, TypeVar
 
 from ...messages.failpoints import Failpoint
 from ..kit.jobs import Cancellation
 from . import operations as op
 from .desired import Context, departing_names
 from .model import Catalog, CollationDrift, DatabaseFacts
-from .phases import Maintenance, Plan, Step, Visit, plan, plan_visit
+from .phases import Maintenance, Plan, Step, Visit, Visits, plan, plan_visit
 from .port import Order, Report
 from .session import Failure, Session
 
@@ -17,6 +18,8 @@ SHOWN_FAILURES: Final = 50
 """More than these are only counted: the list is for a person."""
 
 log = logging.getLogger(__name__)
+
+OperationT = TypeVar("OperationT", bound=op.Operation)
 
 
 async def survey(session: Session, order: Order) -> tuple[Context, Catalog]:
@@ -26,10 +29,9 @@ async def survey(session: Session, order: Order) -> tuple[Context, Catalog]:
 
 
 async def apply(session: Session, order: Order, cancellation: Cancellation) -> Report:
-    """Bring the catalog to the state that the spec describes.
+    """Bring the catalog to the state that the spec describes, as far as it can be.
 
-    The first step with a failure is the last one; all that the step holds is tried. What the planner
-    refuses is left out, and the rest is done in full.
+    What fails, or is refused by the planner, is left alone from then on; all else is done in full.
     """
     context, catalog = await survey(session, order)
     cancellation.reach(Failpoint.APPLY_CATALOG)
@@ -40,11 +42,47 @@ async def apply(session: Session, order: Order, cancellation: Cancellation) -> R
         log.warning("%s", collation_warning(drift))
     progress = _Progress(planned, context, len(catalog.drift))
     for step in planned.steps:
-        if failures := await progress.take(step, session):
-            return progress.report((_summary(step, failures),))
+        await progress.take(step, session)
         cancellation.reach(Failpoint.APPLY_PHASE)
     cancellation.reach(Failpoint.APPLY_DONE)
-    return progress.report(())
+    return progress.report()
+
+
+class Fallout:
+    """What failures leave untouched. Pure.
+
+    Nothing more is tried with an object that something went wrong with: the plan counted on it. Others that
+    only name it are tried, and fail by themselves where they need it; but not where a renaming failed, for
+    then the name may be another object's.
+    """
+
+    def __init__(self) -> None:
+        self._spoilt: set[str] = set()
+        self._renamed: set[str] = set()
+
+    def note(self, failure: Failure) -> None:
+        """Take a failure into account."""
+        self._spoilt.update(failure.spoils)
+        self._renamed.update(failure.renamed)
+
+    def left(self, operations: Iterable[OperationT]) -> tuple[OperationT, ...]:
+        """Return the operations that may be tried; of a unit all or none."""
+        units = groupby(operations, key=lambda operation: operation.unit)
+        found: list[OperationT] = []
+        for unit, members in units:
+            group = list(members)
+            if unit is None:
+                found += filter(self._spares, group)
+            elif all(map(self._spares, group)):
+                found += group
+        return tuple(found)
+
+    def _spares(self, operation: op.Operation) -> bool:
+        return operation.subject not in self._spoilt and self._renamed.isdisjoint(operation.mentions)
+
+    def spares_visit(self, visit: Visit) -> bool:
+        """Whether the database may be looked into."""
+        return self._spoilt.isdisjoint(visit.needs) and op.role_named(visit.owner) not in self._renamed
 
 
 class _Progress:
@@ -56,34 +94,57 @@ class _Progress:
         self._context = context
         self._statements = 0
         self._visited = 0
+        self._fallout = Fallout()
+        self._errors: list[str] = []
         known = planned.catalog.databases
-        to_visit = {visit.database for visit in planned.visits}
+        to_visit = {visit.database for visit in planned.visits if visit.permissions}
         self._seen = context.seen & {state.oid for name, state in known.items() if name not in to_visit}
 
-    async def take(self, step: Step, session: Session) -> Sequence[Failure]:
-        """Carry out a step and return what failed."""
-        if isinstance(step, Maintenance):
-            _announce(step)
-            outcome = await session.execute(step.operations)
-            self._statements += outcome.done
-            return outcome.failures
-        outcomes = await session.visit(step.visits, self._decide)
+    async def take(self, step: Step, session: Session) -> None:
+        """Carry out a step, as far as what failed before allows it."""
+        failures = await (
+            self._maintain(step, session) if isinstance(step, Maintenance) else self._visit(step, session)
+        )
+        for failure in failures:
+            self._fallout.note(failure)
+        if failures:
+            self._errors.append(_summary(step, failures))
+
+    async def _maintain(self, step: Maintenance, session: Session) -> Sequence[Failure]:
+        operations = self._fallout.left(step.operations)
+        if not operations:
+            return ()
+        log.info("applying the spec: %s: %d to do", step.phase.value, len(operations))
+        for operation in operations:
+            log.debug("applying the spec: %s", operation.describe())
+        outcome = await session.execute(operations)
+        self._statements += outcome.done
+        return outcome.failures
+
+    async def _visit(self, step: Visits, session: Session) -> Sequence[Failure]:
+        visits = tuple(filter(self._fallout.spares_visit, step.visits))
+        outcomes = await session.visit(visits, self._decide)
         self._statements += sum(outcome.done for outcome in outcomes)
         self._visited += len(outcomes)
         self._seen |= {o.oid for o in outcomes if o.visit.permissions and o.oid and not o.failures}
         return [failure for outcome in outcomes for failure in outcome.failures]
 
     def _decide(self, visit: Visit, facts: DatabaseFacts) -> Sequence[op.Visiting]:
-        operations = plan_visit(visit, facts, self._plan.catalog, self._context)
+        planned = plan_visit(visit, facts, self._plan.catalog, self._context)
+        operations = self._fallout.left(planned)
         for operation in operations:
             log.debug("applying the spec: %s", operation.describe())
         return operations
 
-    def report(self, errors: tuple[str, ...]) -> Report:
+    def report(self) -> Report:
         """Say how it ended; what the planner refused is an error, too."""
-        refused = tuple(refusal.describe() for refusal in self._plan.refusals)
+        refused = (refusal.describe() for refusal in self._plan.refusals)
         return Report(
-            self._statements, self._visited, frozenset(self._seen), (*errors, *refused), self._drifted
+            self._statements,
+            self._visited,
+            frozenset(self._seen),
+            (*self._errors, *refused),
+            self._drifted,
         )
 
 
@@ -95,12 +156,6 @@ def collation_warning(drift: CollationDrift) -> str:
         f"{drift.actual or 'none'}: indexes on text may be out of order; rebuild them (REINDEX DATABASE), then "
         "ALTER DATABASE ... REFRESH COLLATION VERSION"
     )
-
-
-def _announce(step: Maintenance) -> None:
-    log.info("applying the spec: %s: %d to do", step.phase.value, len(step.operations))
-    for operation in step.operations:
-        log.debug("applying the spec: %s", operation.describe())
 
 
 def _summary(step: Step, failures: Sequence[Failure]) -> str:

@@ -10,9 +10,22 @@ from typing import Final, TypeAlias
 import msgspec
 
 from ...messages.secret import Secret
+from ...postgres.conf_reader import effective, read
 from . import operations as op
-from .model import SHARED, Catalog, CollationDrift, DatabaseFacts, DatabaseState, Holdings, RoleState
-from .phases import NEON_SCHEMA, Visit
+from .model import (
+    DROP_MARK,
+    NEON,
+    SHARED,
+    Catalog,
+    CollationDrift,
+    DatabaseFacts,
+    DatabaseState,
+    ExtensionState,
+    Holdings,
+    Mark,
+    RoleState,
+)
+from .phases import Visit
 
 Row: TypeAlias = Sequence[bytes | None]
 Question: TypeAlias = tuple[bytes, tuple[bytes, ...]]
@@ -30,11 +43,39 @@ class Session(msgspec.Struct, frozen=True):
 _SESSION: Final = b"""
 SELECT CURRENT_USER, pg_catalog.pg_is_in_recovery(),
        pg_catalog.current_setting('max_connections'), pg_catalog.current_setting('server_version_num'),
-       EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'neon')
+       (SELECT pg_catalog.pg_read_file(setting || '/extension/neon.control', 0, 65536, true)
+        FROM pg_catalog.pg_config WHERE name = 'SHAREDIR')
 """
 
+_OWN: Final = b"""
+SELECT 'schema', n.nspname, NULL, NULL, o.rolsuper
+FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_authid o ON o.oid = n.nspowner
+WHERE n.nspname IN ('neon', 'public')
+UNION ALL
+SELECT 'table', c.relname, n.nspname, NULL, o.rolsuper AND c.relkind = 'r'
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_authid o ON o.oid = c.relowner
+WHERE (n.nspname, c.relname) IN (('public', 'health_check'), ('neon', 'drop_subscriptions_done'))
+UNION ALL
+SELECT 'extension', e.extname, n.nspname, e.extversion, e.extrelocatable
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+UNION ALL
+SELECT 'subscription', d.datname, s.oid::pg_catalog.text, NULL, NULL
+FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+UNION ALL
+SELECT 'silent', d.datname, NULL, NULL, NULL
+FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+WHERE s.setrole = 0 AND 'pgaudit.log=none' = ANY (s.setconfig)
+"""
+
+_MARK: Final = b"""
+SELECT m.timeline_id, pg_catalog.to_jsonb(m) ->> 'left_over' FROM neon.drop_subscriptions_done m WHERE m.id = 1
+"""
+MARK_QUESTION: Final[tuple[bytes, tuple[bytes, ...]]] = (_MARK, ())
+
 _DATABASES: Final = b"""
-SELECT d.datname, r.rolname, d.oid, d.datallowconn, d.datconnlimit <> -2, d.datistemplate, d.datacl IS NULL
+SELECT d.datname, r.rolname, d.oid, d.datallowconn, d.datconnlimit <> -2, d.datistemplate, d.datacl IS NULL,
+       d.datname IN (SELECT s.database FROM pg_catalog.pg_replication_slots s WHERE s.active)
 FROM pg_catalog.pg_database d JOIN pg_catalog.pg_authid r ON r.oid = d.datdba
 ORDER BY d.oid
 """
@@ -79,6 +120,11 @@ LEFT JOIN (SELECT s.oid, o.rolname AS owner,
 LEFT JOIN pg_catalog.pg_authid w ON w.rolname = 'web_access'
 """
 
+_SUBSCRIPTIONS: Final = b"""
+SELECT subname, oid FROM pg_catalog.pg_subscription
+WHERE subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+"""
+
 _HOLDERS: Final = b"""
 SELECT r.rolname, pg_catalog.bool_or(s.deptype = 'o')
 FROM pg_catalog.pg_shdepend s
@@ -90,28 +136,59 @@ GROUP BY r.rolname
 """
 
 _FOREIGN_GRANTS: Final = b"""
-SELECT DISTINCT g.rolname, o.rolname, n.nspname, x.target
+SELECT DISTINCT g.rolname, o.rolname, x.target, x.names::pg_catalog.text
 FROM (
   SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCES' ELSE 'TABLES' END AS target,
-         c.relnamespace AS namespace, c.relowner AS owner, a.grantor, a.grantee
-  FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
+         pg_catalog.jsonb_build_array(n.nspname) AS names, c.relowner AS owner, a.grantor, a.grantee
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace,
+       pg_catalog.aclexplode(c.relacl) a
   UNION ALL
-  SELECT 'TABLES', c.relnamespace, c.relowner, a.grantor, a.grantee
-  FROM pg_catalog.pg_attribute t JOIN pg_catalog.pg_class c ON c.oid = t.attrelid, pg_catalog.aclexplode(t.attacl) a
+  SELECT 'TABLES', pg_catalog.jsonb_build_array(n.nspname), c.relowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_attribute t JOIN pg_catalog.pg_class c ON c.oid = t.attrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, pg_catalog.aclexplode(t.attacl) a
   WHERE t.attacl IS NOT NULL
   UNION ALL
-  SELECT 'ROUTINES', p.pronamespace, p.proowner, a.grantor, a.grantee
-  FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a
+  SELECT 'ROUTINES', pg_catalog.jsonb_build_array(n.nspname), p.proowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace,
+       pg_catalog.aclexplode(p.proacl) a
   UNION ALL
-  SELECT 'SCHEMA', s.oid, s.nspowner, a.grantor, a.grantee
+  SELECT 'SCHEMA', pg_catalog.jsonb_build_array(s.nspname), s.nspowner, a.grantor, a.grantee
   FROM pg_catalog.pg_namespace s, pg_catalog.aclexplode(s.nspacl) a
+  UNION ALL
+  SELECT 'TYPE', pg_catalog.jsonb_build_array(n.nspname, t.typname), t.typowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace,
+       pg_catalog.aclexplode(t.typacl) a
+  UNION ALL
+  SELECT 'LANGUAGE', pg_catalog.jsonb_build_array(l.lanname), l.lanowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_language l, pg_catalog.aclexplode(l.lanacl) a
+  UNION ALL
+  SELECT 'LARGE_OBJECT', pg_catalog.jsonb_build_array(m.oid), m.lomowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_largeobject_metadata m, pg_catalog.aclexplode(m.lomacl) a
+  UNION ALL
+  SELECT 'WRAPPER', pg_catalog.jsonb_build_array(w.fdwname), w.fdwowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_foreign_data_wrapper w, pg_catalog.aclexplode(w.fdwacl) a
+  UNION ALL
+  SELECT 'SERVER', pg_catalog.jsonb_build_array(f.srvname), f.srvowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_foreign_server f, pg_catalog.aclexplode(f.srvacl) a%s
 ) x
 JOIN pg_catalog.pg_authid g ON g.oid = x.grantee
 JOIN pg_catalog.pg_authid o ON o.oid = x.grantor
-JOIN pg_catalog.pg_namespace n ON n.oid = x.namespace
 WHERE x.grantor <> x.owner
   AND g.rolname IN (SELECT pg_catalog.json_array_elements_text($1::pg_catalog.json))
 """
+_SHARED_GRANTS: Final = b"""
+  UNION ALL
+  SELECT 'DATABASE', pg_catalog.jsonb_build_array(d.datname), d.datdba, a.grantor, a.grantee
+  FROM pg_catalog.pg_database d, pg_catalog.aclexplode(d.datacl) a
+  UNION ALL
+  SELECT 'TABLESPACE', pg_catalog.jsonb_build_array(b.spcname), b.spcowner, a.grantor, a.grantee
+  FROM pg_catalog.pg_tablespace b, pg_catalog.aclexplode(b.spcacl) a"""
+_PARAMETER_GRANTS: Final = b"""
+  UNION ALL
+  SELECT 'PARAMETER', pg_catalog.to_jsonb(pg_catalog.string_to_array(q.parname, '.')),
+         10::pg_catalog.oid, a.grantor, a.grantee
+  FROM pg_catalog.pg_parameter_acl q, pg_catalog.aclexplode(q.paracl) a"""
+PARAMETER_GRANTS_SINCE: Final = 150000
 
 
 _DRIFTED: Final = b"""
@@ -121,6 +198,7 @@ WHERE d.datallowconn
   AND d.datcollversion IS DISTINCT FROM pg_catalog.pg_database_collation_actual_version(d.oid)
 ORDER BY d.oid
 """
+SCHEMA_NEON: Final = "schema neon"
 COLLATION_VERSIONS_SINCE: Final = 150000
 """Before, Postgres does not remember with which version a database was made."""
 DRIFT_QUESTION: Final[Question] = (_DRIFTED, ())
@@ -129,16 +207,16 @@ DRIFT_QUESTION: Final[Question] = (_DRIFTED, ())
 def snapshot_questions(departing: Iterable[str]) -> tuple[Question, ...]:
     """Return what to ask the maintenance database; the last question only if a role may depart."""
     names = sorted(departing)
-    always: tuple[Question, ...] = ((_SESSION, ()), (_DATABASES, ()), (_ROLES, ()))
+    always: tuple[Question, ...] = ((_SESSION, ()), (_DATABASES, ()), (_ROLES, ()), (_OWN, ()))
     return (*always, (_DEPENDENTS, (msgspec.json.encode(names),))) if names else always
 
 
 def read_snapshot(answers: Sequence[Sequence[Row]]) -> tuple[Session, Catalog]:
     """Understand the answers to `snapshot_questions`."""
-    ((user, in_recovery, max_connections, server_version, has_neon),) = answers[0]
+    ((user, in_recovery, max_connections, server_version, control),) = answers[0]
     session = Session(_text(user), _truth(in_recovery), _number(max_connections))
     databases = {}
-    for name, owner, oid, connectable, valid, template, grants_untouched in answers[1]:
+    for name, owner, oid, connectable, valid, template, grants_untouched, replicating in answers[1]:
         if _readable(name, owner):
             databases[_text(name)] = DatabaseState(
                 _text(owner),
@@ -147,6 +225,7 @@ def read_snapshot(answers: Sequence[Sequence[Row]]) -> tuple[Session, Catalog]:
                 _truth(valid),
                 _truth(template),
                 _truth(grants_untouched),
+                _truth(replicating),
             )
     roles = {
         _text(name): RoleState(None if password is None else Secret(_text(password)))
@@ -155,12 +234,68 @@ def read_snapshot(answers: Sequence[Sequence[Row]]) -> tuple[Session, Catalog]:
     }
     dependents = frozenset(
         (_text(database) or SHARED, _text(role))
-        for rows in answers[3:]
+        for rows in answers[4:]
         for database, role in rows
         if _readable(database, role)
     )
-    schemas = frozenset({NEON_SCHEMA} if _truth(has_neon) else ())
-    return session, Catalog(_number(server_version), roles, databases, schemas, dependents)
+    own = _Own(answers[3])
+    return session, Catalog(
+        _number(server_version),
+        roles,
+        databases,
+        own.schemas,
+        dependents,
+        extensions=own.extensions,
+        neon=None if control is None else read_control(_text(control)),
+        tables=own.tables,
+        foreign=own.foreign,
+        subscriptions=own.subscriptions,
+        silent=own.silent,
+    )
+
+
+def read_control(text: str) -> ExtensionState:
+    """Read the control file of the extension neon."""
+    entries = read(text)
+    relocatable = (effective(entries, "relocatable") or "false").lower() in {"true", "on", "yes", "1"}
+    return ExtensionState(effective(entries, "default_version") or "", NEON, relocatable)
+
+
+def has_mark(catalog: Catalog) -> bool:
+    """Whether there is a mark that can be read and trusted."""
+    return DROP_MARK in catalog.tables and not catalog.foreign & {SCHEMA_NEON, op.MARK_TABLE}
+
+
+def read_mark(rows: Sequence[Row]) -> Mark | None:
+    """Understand the answer to `MARK_QUESTION`."""
+    for timeline, left in rows:
+        oids = msgspec.json.decode(left, type=frozenset[int], strict=False) if left else frozenset[int]()
+        return Mark(_text(timeline), oids)
+    return None
+
+
+class _Own:
+    """What was found of this program's own in the maintenance database."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        found: dict[str, list[Row]] = {}
+        for kind, *row in rows:
+            if _readable(*row[:3]):
+                found.setdefault(_text(kind), []).append(row)
+        schemas, tables = found.get("schema", []), found.get("table", [])
+        self.schemas = frozenset(_text(name) for name, *_ in schemas)
+        self.tables = frozenset(_text(name) for name, *_ in tables)
+        self.foreign = frozenset(
+            f"table {_text(schema)}.{_text(name)}" for name, schema, _, ours in tables if not _truth(ours)
+        ) | frozenset(f"schema {_text(name)}" for name, _, _, ours in schemas if not _truth(ours))
+        self.extensions = {
+            _text(name): ExtensionState(_text(version), _text(schema), _truth(relocatable))
+            for name, schema, version, relocatable in found.get("extension", [])
+        }
+        self.subscriptions = frozenset(
+            (_text(database), _number(oid)) for database, oid, *_ in found.get("subscription", [])
+        )
+        self.silent = frozenset(_text(database) for database, *_ in found.get("silent", []))
 
 
 def read_drift(rows: Sequence[Row]) -> tuple[CollationDrift, ...]:
@@ -172,20 +307,27 @@ def read_drift(rows: Sequence[Row]) -> tuple[CollationDrift, ...]:
     )
 
 
-def visit_questions(visit: Visit, privileged_role: str) -> tuple[Question, ...]:
+def visit_questions(visit: Visit, privileged_role: str, server_version: int) -> tuple[Question, ...]:
     """Return what to ask a database that is visited."""
-    facts: Question = (_FACTS, (privileged_role.encode(),))
+    facts: tuple[Question, ...] = ((_FACTS, (privileged_role.encode(),)), (_SUBSCRIPTIONS, ()))
     if not visit.departing:
-        return (facts,)
+        return facts
+    shared = _SHARED_GRANTS if visit.shared else b""
+    if visit.shared and server_version >= PARAMETER_GRANTS_SINCE:
+        shared += _PARAMETER_GRANTS
     departing = msgspec.json.encode(visit.departing)
-    return (facts, (_HOLDERS, (departing, b"t" if visit.shared else b"f")), (_FOREIGN_GRANTS, (departing,)))
+    return (
+        *facts,
+        (_HOLDERS, (departing, b"t" if visit.shared else b"f")),
+        (_FOREIGN_GRANTS % shared, (departing,)),
+    )
 
 
 def read_facts(answers: Sequence[Sequence[Row]]) -> tuple[str, DatabaseFacts]:
     """Understand the answers to `visit_questions`; the first part is who asked."""
     ((oid, user, public_owner, has_web_access, web_access_creates, default_privileges),) = answers[0]
     targets = _text(default_privileges).split(",") if default_privileges else ()
-    holders, grants = answers[1:] if len(answers) > 1 else ((), ())
+    holders, grants = answers[2:] or ((), ())
     return _text(user), DatabaseFacts(
         oid=_number(oid),
         public_owner=None if public_owner is None else _text(public_owner),
@@ -193,16 +335,18 @@ def read_facts(answers: Sequence[Sequence[Row]]) -> tuple[str, DatabaseFacts]:
         web_access_creates=_truth(web_access_creates),
         default_privileges=frozenset(op.DefaultTarget(target) for target in targets),
         holdings=_holdings(holders, grants),
+        subscriptions={_text(name): _number(oid) for name, oid in answers[1] if _readable(name)},
     )
 
 
 def _holdings(holders: Sequence[Row], grants: Sequence[Row]) -> dict[str, Holdings]:
     owns = {_text(role): _truth(is_owner) for role, is_owner in holders}
-    foreign: dict[str, set[tuple[str, str, op.GrantTarget]]] = {role: set() for role in owns}
-    for role, grantor, schema, target in grants:
-        if _readable(grantor, schema):
+    foreign: dict[str, set[tuple[str, op.GrantTarget, tuple[str, ...]]]] = {role: set() for role in owns}
+    for role, grantor, target, names in grants:
+        if _readable(grantor, names):
             found = foreign.setdefault(_text(role), set())
-            found.add((_text(grantor), _text(schema), op.GrantTarget[_text(target)]))
+            parts = msgspec.json.decode(names or b"[]", type=tuple[str, ...], strict=False)
+            found.add((_text(grantor), op.GrantTarget[_text(target)], parts))
     return {role: Holdings(owns.get(role, False), frozenset(found)) for role, found in foreign.items()}
 
 

@@ -3,13 +3,15 @@
 import binascii
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from msgspec import UnsetType
 
 from ...messages.secret import Secret
-from ...messages.spec import ComputeSpec, GenericOption
+from ...messages.spec import Audit, ComputeSpec, GenericOption
+from ...postgres.conf import ConfError, preload_libraries
 from .model import MD5_PREFIX
 from .operations import database_named, role_named, shown
 from .renames import Deletion, Renaming, Resolved, Step, resolve
@@ -20,6 +22,18 @@ BOOTSTRAP_SUPERUSER: Final = "zenith_admin"
 RESERVED_ROLES: Final = frozenset({"public", "none"})
 RESERVED_PREFIX: Final = "pg_"
 PROTECTED_DATABASES: Final = frozenset({"postgres", "template0", "template1"})
+
+STATISTICS: Final = "pg_stat_statements"
+AUDIT: Final = "pgaudit"
+AUDIT_FILE: Final = "pgauditlogtofile"
+_AUDIT_EXTENSIONS: Final = {
+    Audit.DISABLED: (),
+    Audit.LOG: (AUDIT,),
+    Audit.BASE: (AUDIT,),
+    Audit.HIPAA: (AUDIT, AUDIT_FILE),
+    Audit.EXTENDED: (AUDIT, AUDIT_FILE),
+    Audit.FULL: (AUDIT, AUDIT_FILE),
+}
 
 _SCRAM: Final = re.compile(
     r"SCRAM-SHA-256\$\d{1,9}:([A-Za-z0-9+/]+={0,2})\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}="
@@ -84,6 +98,12 @@ class Desired(msgspec.Struct, frozen=True):
     """Roles to be dropped."""
     database_changes: tuple[Renaming | Deletion, ...]
     refusals: tuple[Refusal, ...]
+    extensions: tuple[str, ...] = ()
+    """Those that go with the libraries to preload."""
+    audit: tuple[str, ...] = ()
+    """The extensions of the audit; none: there is no audit."""
+    branch: str | None = None
+    """The timeline on which inherited subscriptions are to be dropped; None: nowhere."""
 
     def owner_of(self, database: str) -> str | None:
         """Return the owner that the spec gives a database; None for one that it does not list."""
@@ -113,7 +133,23 @@ def desired(spec: ComputeSpec, context: Context) -> Desired:
         departing=tuple(change.name for change in role_changes if isinstance(change, Deletion)),
         database_changes=database_changes,
         refusals=tuple(refusals),
+        extensions=(STATISTICS,) if _preloads(spec, STATISTICS) else (),
+        audit=_AUDIT_EXTENSIONS[spec.audit_log_level],
+        branch=timeline(spec) if spec.drop_subscriptions_before_start else None,
     )
+
+
+def timeline(spec: ComputeSpec) -> str:
+    """Return the id of the branch that the spec is about; empty where branches have none."""
+    return (spec.timeline_id or spec.cluster.setting("neon.timeline_id") or "").lower()
+
+
+def _preloads(spec: ComputeSpec, library: str) -> bool:
+    try:
+        named = preload_libraries(spec) or ()
+    except ConfError:
+        return False  # no configuration can be made of it, and so this spec never gets here
+    return any(Path(name).name.removesuffix(".so") == library for name in named)
 
 
 def protected_role(name: str, context: Context) -> str | None:

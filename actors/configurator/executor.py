@@ -27,10 +27,13 @@ from . import rehearsal
 from .catalog import (
     COLLATION_VERSIONS_SINCE,
     DRIFT_QUESTION,
+    MARK_QUESTION,
     Question,
     Row,
+    has_mark,
     read_drift,
     read_facts,
+    read_mark,
     read_snapshot,
     snapshot_questions,
     visit_questions,
@@ -41,7 +44,7 @@ from .model import Catalog
 from .operations import database_named, shown
 from .phases import Visit
 from .port import AdministrationError, Order, Report
-from .session import DecideVisit, Failure, Outcome, Session, VisitOutcome
+from .session import DecideVisit, Failure, Outcome, Session, VisitOutcome, failure_of
 from .sql import statements
 
 START_NAME: Final = "compute_ctl:apply_config"
@@ -153,6 +156,7 @@ class PostgresSession(Session):
         self._maintenance: list[Connection] = []
         self._limit = 1
         self._visit_options: tuple[str, ...] = OPTIONS
+        self._server_version = 0
 
     @property
     @override
@@ -179,6 +183,9 @@ class PostgresSession(Session):
             if catalog.server_version >= COLLATION_VERSIONS_SINCE:
                 (drift,) = await _ask(connection, (DRIFT_QUESTION,))
                 catalog = msgspec.structs.replace(catalog, drift=read_drift(drift))
+            if has_mark(catalog):
+                (mark,) = await _ask(connection, (MARK_QUESTION,))
+                catalog = msgspec.structs.replace(catalog, mark=read_mark(mark))
         except (Error, _StatementError) as error:
             msg = f"cannot read the catalog of the Postgres at {where} as {shown(self.administrator)}: {_line(error)}"
             raise AdministrationError(msg) from error
@@ -197,6 +204,7 @@ class PostgresSession(Session):
             max_connections=session.max_connections,
             descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         )
+        self._server_version = catalog.server_version
         if catalog.server_version >= EVENT_TRIGGERS_SINCE:
             self._visit_options = (*OPTIONS, EVENT_TRIGGERS_OFF)
         return catalog
@@ -231,7 +239,9 @@ class PostgresSession(Session):
                 except OperationalError:
                     refused.append(visit)
 
-        await _together([work] * min(self._limit, len(visits)))
+        # Whoever drops a subscription locks the catalog that all databases share: one after the other.
+        limit = 1 if any(visit.subscriptions for visit in visits) else self._limit
+        await _together([work] * min(limit, len(visits)))
         pauses_s: tuple[float, ...] = RECONNECT_PAUSES_S
         while refused:  # perhaps there were no free connections; sessions that have ended leave some
             try:
@@ -250,7 +260,9 @@ class PostgresSession(Session):
         connection = await self._connect(self._target, visit.database, self._visit_options)
         try:
             user, facts = read_facts(
-                await _ask(connection, visit_questions(visit, self._order.privileged_role))
+                await _ask(
+                    connection, visit_questions(visit, self._order.privileged_role, self._server_version)
+                )
             )
             if user != self.administrator:
                 reason = f"the session acts as {shown(user)} instead of {shown(self.administrator)}"
@@ -387,7 +399,8 @@ async def _send(
 
 
 def _unvisited(visit: Visit, reason: str) -> VisitOutcome:
-    return VisitOutcome(visit, failures=(Failure(f"look into {database_named(visit.database)}", reason),))
+    action = f"look into {database_named(visit.database)}"
+    return VisitOutcome(visit, failures=(Failure(action, reason, visit.spoils),))
 
 
 def _joint(operation: op.AnyOperation) -> str | None:
@@ -408,7 +421,7 @@ def _failure(unit: Unit, bad: _Refused) -> Failure:
     text = bad.text
     if isinstance(blamed, op.CreateRole | op.AlterRole) and blamed.password is not None:
         text = text.replace(blamed.password.reveal(), MASK)
-    return Failure(blamed.describe(), text)
+    return failure_of(blamed, text)
 
 
 async def _ask(connection: Connection, questions: Sequence[Question]) -> list[list[Row]]:

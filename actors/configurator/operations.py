@@ -1,7 +1,7 @@
 """Every change that the Configurator makes to a catalog: one kind of value for each, and its place in the order."""
 
 from enum import Enum
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 import msgspec
 from typing_extensions import override
@@ -9,10 +9,15 @@ from typing_extensions import override
 from ...messages.secret import Secret
 from ...messages.spec import GenericOption
 
+MARK_TABLE: Final = "table neon.drop_subscriptions_done"
+MARK_SUBJECT: Final = "the list of inherited subscriptions"
+LEFT_SUBJECT: Final = "what is left of the inherited subscriptions"
+
 
 class Phase(Enum):
     """The phases in the order of their execution; the values are what logs and errors call them."""
 
+    DETACH_DATABASES = "drop the subscriptions of databases to be deleted"
     CREATE_PRIVILEGED_ROLE = "create the privileged role"
     DROP_INVALID_DATABASES = "drop invalid databases"
     RENAME_ROLES = "rename roles"
@@ -20,8 +25,16 @@ class Phase(Enum):
     RENAME_AND_DELETE_DATABASES = "rename and delete databases"
     CREATE_AND_ALTER_DATABASES = "create and alter databases"
     CREATE_SCHEMA_NEON = "create the schema neon"
+    MARK_SUBSCRIPTIONS = "note the subscriptions to be dropped"
     VISIT_DATABASES = "visit databases"
+    DROP_SUBSCRIPTIONS = "drop subscriptions"
+    CREATE_EXTENSIONS = "create extensions"
+    BRING_EXTENSION_NEON = "bring the extension neon up to date"
+    CREATE_AVAILABILITY_CHECK = "create the table of the availability check"
     DROP_ROLES = "drop roles"
+    FINISH_SUBSCRIPTIONS = "note which subscriptions are left"
+    CREATE_AUDIT_EXTENSIONS = "create the extensions of the audit"
+    SILENCE_OWN_AUDIT = "keep the node's own sessions out of the audit"
 
 
 def shown(name: str) -> str:
@@ -53,6 +66,21 @@ class Operation(msgspec.Struct, frozen=True):
     def subject(self) -> str:
         """The object that it changes; errors are listed by it, and it never contains a secret."""
         raise NotImplementedError
+
+    @property
+    def spoils(self) -> tuple[str, ...]:
+        """The objects that are left alone from then on when it fails."""
+        return (self.subject,)
+
+    @property
+    def renamed(self) -> tuple[str, ...]:
+        """The objects whose names mean something else than planned when it fails."""
+        return ()
+
+    @property
+    def mentions(self) -> tuple[str, ...]:
+        """The other objects that it names."""
+        return ()
 
     @property
     def unit(self) -> str | None:
@@ -112,6 +140,16 @@ class _Releasing(_Visiting, frozen=True):
 
     @property
     @override
+    def spoils(self) -> tuple[str, ...]:
+        return (self.subject, role_named(self.role))
+
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.role),)
+
+    @property
+    @override
     def unit(self) -> str | None:
         return self.subject
 
@@ -145,6 +183,16 @@ class RenameRole(_RoleOperation, frozen=True):
     phase: ClassVar[Phase] = Phase.RENAME_ROLES
     new_name: str
 
+    @property
+    @override
+    def spoils(self) -> tuple[str, ...]:
+        return (self.subject, role_named(self.new_name))
+
+    @property
+    @override
+    def renamed(self) -> tuple[str, ...]:
+        return self.spoils
+
     @override
     def describe(self) -> str:
         return f"rename {self.subject} to {shown(self.new_name)}"
@@ -161,6 +209,11 @@ class CreateRole(_RoleOperation, frozen=True):
     """As Postgres stores it."""
     options: tuple[GenericOption, ...] = ()
     member_of: str | None = None
+
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return () if self.member_of is None else (role_named(self.member_of),)
 
     @override
     def describe(self) -> str:
@@ -200,11 +253,31 @@ class DropDatabase(_DatabaseOperation, frozen=True):
         return f"drop {self.subject}"
 
 
+class EndReplication(_DatabaseOperation, frozen=True):
+    """End the sessions that read a database's changes: with them it cannot be dropped, not even by force."""
+
+    phase: ClassVar[Phase] = Phase.RENAME_AND_DELETE_DATABASES
+
+    @override
+    def describe(self) -> str:
+        return f"end the logical replication from {self.subject}"
+
+
 class RenameDatabase(_DatabaseOperation, frozen=True):
     """Rename a database."""
 
     phase: ClassVar[Phase] = Phase.RENAME_AND_DELETE_DATABASES
     new_name: str
+
+    @property
+    @override
+    def spoils(self) -> tuple[str, ...]:
+        return (self.subject, database_named(self.new_name))
+
+    @property
+    @override
+    def renamed(self) -> tuple[str, ...]:
+        return self.spoils
 
     @override
     def describe(self) -> str:
@@ -216,6 +289,11 @@ class AlterDatabaseOwner(_DatabaseOperation, frozen=True):
 
     phase: ClassVar[Phase] = Phase.CREATE_AND_ALTER_DATABASES
     owner: str
+
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.owner),)
 
     @override
     def describe(self) -> str:
@@ -229,6 +307,11 @@ class CreateDatabase(_DatabaseOperation, frozen=True):
     owner: str
     options: tuple[GenericOption, ...] = ()
 
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.owner),)
+
     @override
     def describe(self) -> str:
         return f"create {self.subject} with owner {shown(self.owner)}"
@@ -239,6 +322,11 @@ class GrantDatabase(_DatabaseOperation, frozen=True):
 
     phase: ClassVar[Phase] = Phase.CREATE_AND_ALTER_DATABASES
     role: str
+
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.role),)
 
     @override
     def describe(self) -> str:
@@ -261,6 +349,135 @@ class CreateSchema(Operation, frozen=True):
         return f"create {self.subject}"
 
 
+class NoteSubscriptions(Operation, frozen=True):
+    """Write down which subscriptions this branch has inherited and not dropped yet."""
+
+    phase: ClassVar[Phase] = Phase.MARK_SUBSCRIPTIONS
+    timeline: str
+    left: tuple[int, ...]
+    """Their oids."""
+
+    @property
+    @override
+    def subject(self) -> str:
+        return MARK_SUBJECT
+
+    @property
+    @override
+    def spoils(self) -> tuple[str, ...]:
+        return (MARK_SUBJECT, LEFT_SUBJECT)
+
+    @override
+    def describe(self) -> str:
+        return (
+            f"note for timeline {shown(self.timeline)} that {len(self.left)} subscriptions are to be dropped"
+        )
+
+
+class NoteSubscriptionsLeft(NoteSubscriptions, frozen=True):
+    """Write down which of them are left."""
+
+    phase: ClassVar[Phase] = Phase.FINISH_SUBSCRIPTIONS
+
+    @property
+    @override
+    def subject(self) -> str:
+        return LEFT_SUBJECT
+
+    @override
+    def describe(self) -> str:
+        return f"note for timeline {shown(self.timeline)} that {len(self.left)} subscriptions are left"
+
+
+class _ExtensionOperation(Operation, frozen=True):
+    name: str
+
+    @property
+    @override
+    def subject(self) -> str:
+        return f"extension {shown(self.name)}"
+
+
+class CreateExtension(_ExtensionOperation, frozen=True):
+    """Create an extension in the maintenance database."""
+
+    phase: ClassVar[Phase] = Phase.CREATE_EXTENSIONS
+    schema: str
+
+    @override
+    def describe(self) -> str:
+        return f"create {self.subject} in schema {shown(self.schema)}"
+
+
+class CreateAuditExtension(CreateExtension, frozen=True):
+    """Create an extension that the audit needs."""
+
+    phase: ClassVar[Phase] = Phase.CREATE_AUDIT_EXTENSIONS
+
+
+class CreateExtensionNeon(CreateExtension, frozen=True):
+    """Create the extension neon."""
+
+    phase: ClassVar[Phase] = Phase.BRING_EXTENSION_NEON
+
+
+class MakeRelocatable(_ExtensionOperation, frozen=True):
+    """Let an extension change its schema, which its packaging forbade."""
+
+    phase: ClassVar[Phase] = Phase.BRING_EXTENSION_NEON
+
+    @override
+    def describe(self) -> str:
+        return f"make {self.subject} relocatable"
+
+
+class MoveExtension(_ExtensionOperation, frozen=True):
+    """Put an extension into another schema."""
+
+    phase: ClassVar[Phase] = Phase.BRING_EXTENSION_NEON
+    schema: str
+
+    @override
+    def describe(self) -> str:
+        return f"move {self.subject} to schema {shown(self.schema)}"
+
+
+class UpdateExtension(_ExtensionOperation, frozen=True):
+    """Bring an extension to the version that the server has."""
+
+    phase: ClassVar[Phase] = Phase.BRING_EXTENSION_NEON
+    version: str
+
+    @override
+    def describe(self) -> str:
+        return f"update {self.subject} to version {shown(self.version)}"
+
+
+class CreateAvailabilityCheck(Operation, frozen=True):
+    """Create the table, with its one row, that is written to find out whether that is possible."""
+
+    phase: ClassVar[Phase] = Phase.CREATE_AVAILABILITY_CHECK
+
+    @property
+    @override
+    def subject(self) -> str:
+        return "table public.health_check"
+
+    @override
+    def describe(self) -> str:
+        return f"create {self.subject}"
+
+
+class SilenceOwnAudit(_DatabaseOperation, frozen=True):
+    """Leave a database without audit: the node's own sessions are there, not those of users."""
+
+    phase: ClassVar[Phase] = Phase.SILENCE_OWN_AUDIT
+
+    @override
+    def describe(self) -> str:
+        return f"set pgaudit.log to none for {self.subject}"
+
+
 class DropRole(_RoleOperation, frozen=True):
     """Drop a role that nothing depends on any more."""
 
@@ -279,32 +496,51 @@ class ReassignOwned(_Releasing, frozen=True):
 
     owner: str
 
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.role), role_named(self.owner))
+
     @override
     def describe(self) -> str:
         return f"reassign what {self.subject} owns to {shown(self.owner)}"
 
 
 class GrantTarget(Enum):
-    """What a grant was made on; the values are the words of GRANT and REVOKE."""
+    """What a grant was made on; the values are the words of REVOKE. After them come the names."""
 
     TABLES = "ALL TABLES IN SCHEMA"
     SEQUENCES = "ALL SEQUENCES IN SCHEMA"
     ROUTINES = "ALL ROUTINES IN SCHEMA"
     SCHEMA = "SCHEMA"
+    TYPE = "TYPE"
+    LANGUAGE = "LANGUAGE"
+    LARGE_OBJECT = "LARGE OBJECT"
+    WRAPPER = "FOREIGN DATA WRAPPER"
+    SERVER = "FOREIGN SERVER"
+    DATABASE = "DATABASE"
+    TABLESPACE = "TABLESPACE"
+    PARAMETER = "PARAMETER"
 
 
 class RevokeGrants(_Releasing, frozen=True):
     """Revoke what a role other than the owner granted to a departing role; DROP OWNED does not."""
 
     grantor: str
-    schema: str
     target: GrantTarget
+    names: tuple[str, ...]
+    """The name of what was granted, part by part: schema and type, the oid of a large object."""
+
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.role), role_named(self.grantor))
 
     @override
     def describe(self) -> str:
         return (
             f"revoke what {role_named(self.grantor)} granted to {self.subject}"
-            f" on {self.target.value.lower()} {shown(self.schema)}"
+            f" on {self.target.value.lower()} {'.'.join(map(shown, self.names))}"
         )
 
 
@@ -316,10 +552,42 @@ class DropOwned(_Releasing, frozen=True):
         return f"drop the remaining privileges of {self.subject}"
 
 
+class DropSubscription(_Visiting, frozen=True):
+    """Drop a logical subscription and leave its slots at the publisher alone."""
+
+    phase: ClassVar[Phase] = Phase.DROP_SUBSCRIPTIONS
+    name: str
+    oid: int
+
+    @property
+    @override
+    def subject(self) -> str:
+        return f"subscription {shown(self.name)} in {database_named(self.database)}"
+
+    @property
+    @override
+    def spoils(self) -> tuple[str, ...]:
+        return (self.subject, LEFT_SUBJECT)
+
+    @property
+    @override
+    def unit(self) -> str | None:
+        return self.subject
+
+    @override
+    def describe(self) -> str:
+        return f"drop {self.subject}"
+
+
 class SetPublicOwner(_Visiting, frozen=True):
     """Give the schema public to the owner of the database."""
 
     owner: str
+
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.owner),)
 
     @override
     def describe(self) -> str:
@@ -347,6 +615,11 @@ class AlterDefaultPrivileges(_Visiting, frozen=True):
     role: str
     target: DefaultTarget
 
+    @property
+    @override
+    def mentions(self) -> tuple[str, ...]:
+        return (role_named(self.role),)
+
     @override
     def describe(self) -> str:
         return (
@@ -362,18 +635,27 @@ Maintaining: TypeAlias = (
     | CreateRole
     | AlterRole
     | ClearTemplateFlag
+    | EndReplication
     | DropDatabase
     | RenameDatabase
     | AlterDatabaseOwner
     | CreateDatabase
     | GrantDatabase
     | CreateSchema
+    | NoteSubscriptions
+    | CreateExtension
+    | MakeRelocatable
+    | MoveExtension
+    | UpdateExtension
+    | CreateAvailabilityCheck
     | DropRole
+    | SilenceOwnAudit
 )
 Visiting: TypeAlias = (
     ReassignOwned
     | RevokeGrants
     | DropOwned
+    | DropSubscription
     | SetPublicOwner
     | GrantPublicToWebAccess
     | AlterDefaultPrivileges

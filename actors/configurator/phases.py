@@ -22,13 +22,24 @@ from .desired import (
     desired,
     protected_role,
 )
-from .model import SHARED, Catalog, DatabaseFacts, Draft, Holdings
+from .model import (
+    HEALTH_CHECK,
+    NEON,
+    PUBLIC,
+    SHARED,
+    Catalog,
+    DatabaseFacts,
+    Draft,
+    Holdings,
+)
 from .operations import Phase, database_named, role_named
 from .renames import Deletion, Renaming
 
-NEON_SCHEMA: Final = "neon"
 WEB_ACCESS_SINCE: Final = 150000
 """Before Postgres 15 everybody may create in the schema public."""
+OWN_DATABASE: Final = "postgres"
+"""The database that is kept out of the audit, whatever the one of `-C` is."""
+_NO_PUBLIC: Final = "the database of --connstr has no schema public"
 
 
 class Maintenance(msgspec.Struct, frozen=True):
@@ -49,6 +60,22 @@ class Visit(msgspec.Struct, frozen=True):
     departing: tuple[str, ...] = ()
     shared: bool = False
     """Whether departing roles are to let go of what belongs to no database, too."""
+    subscriptions: frozenset[int] = frozenset()
+    """The logical subscriptions to be dropped there, by oid."""
+    inherited: bool = False
+    """Whether it is done because they are on the list of inherited ones."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The objects with which nothing may have gone wrong before."""
+        listed = (op.MARK_SUBJECT,) if self.inherited else ()
+        return (database_named(self.database), *listed)
+
+    @property
+    def spoils(self) -> tuple[str, ...]:
+        """The objects that are left alone from then on when the database cannot be looked into."""
+        left = (op.LEFT_SUBJECT,) if self.subscriptions else ()
+        return (database_named(self.database), *map(role_named, self.departing), *left)
 
 
 class Visits(msgspec.Struct, frozen=True):
@@ -88,6 +115,7 @@ class Planner:
     """What the phases share: the wish, the catalog so far, and what is to be told about the plan."""
 
     def __init__(self, catalog: Catalog, wish: Desired, context: Context) -> None:
+        self.catalog = catalog
         self.draft = Draft(catalog)
         self.wish = wish
         self.context = context
@@ -106,10 +134,18 @@ def plan(catalog: Catalog, spec: ComputeSpec, context: Context) -> Plan:
     """Say what brings the catalog to the state that the spec describes."""
     planner = Planner(catalog, desired(spec, context), context)
     before = [_maintenance(planner, phase, decide) for phase, decide in BEFORE_VISITS]
-    visits = _visits(planner, {name for step in before for name in _touched(step.operations)})
+    planned = [operation for step in before for operation in step.operations]
+    visits = _visits(planner, set(_touched(planned)))
+    branching = _branching(planner)
     after = [_maintenance(planner, phase, decide) for phase, decide in AFTER_VISITS]
     return Plan(
-        (*filter(_is_needed, before), *visits, *filter(_is_needed, after)),
+        (
+            *_detaching(planner, planned),
+            *filter(_is_needed, before),
+            *visits,
+            *branching,
+            *filter(_is_needed, after),
+        ),
         planner.draft.catalog(),
         tuple(planner.refusals),
         tuple(planner.warnings),
@@ -180,6 +216,8 @@ def rename_and_delete_databases(planner: Planner) -> Iterator[op.Maintaining]:
         else:
             if databases[change.name].template:
                 yield op.ClearTemplateFlag(change.name)
+            if databases[change.name].replicating:
+                yield op.EndReplication(change.name)
             yield op.DropDatabase(change.name)
 
 
@@ -202,8 +240,26 @@ def create_and_alter_databases(planner: Planner) -> Iterator[op.Maintaining]:
 
 def create_schema_neon(planner: Planner) -> Iterator[op.Maintaining]:
     """Make sure that there is a place for this program's own tables."""
-    if NEON_SCHEMA not in planner.draft.schemas:
-        yield op.CreateSchema(NEON_SCHEMA)
+    if NEON not in planner.draft.schemas:
+        yield op.CreateSchema(NEON)
+
+
+def mark_subscriptions(planner: Planner) -> Iterator[op.Maintaining]:
+    """Write down, before the first one is dropped, which subscriptions the branch was made with.
+
+    Later ones belong to its own users. A branch of a branch has the mark of another timeline.
+    """
+    branch, mark = planner.wish.branch, planner.draft.mark
+    if branch is None:
+        return
+    if foreign := planner.catalog.foreign & {"schema neon", op.MARK_TABLE}:
+        planner.refuse(
+            op.MARK_SUBJECT,
+            f"it cannot be kept: {' and '.join(sorted(foreign))} does not belong to a superuser;"
+            " rename it or give it to the administrator",
+        )
+    elif mark is None or mark.timeline != branch:
+        yield op.NoteSubscriptions(branch, tuple(sorted(oid for _, oid in planner.draft.subscriptions)))
 
 
 # --- The visits ------------------------------------------------------------------------------------------
@@ -236,11 +292,64 @@ def _visits(planner: Planner, touched: set[str]) -> tuple[Visits, ...]:
     return tuple(Visits(group) for group in (first, rest) if group)
 
 
+def _detaching(planner: Planner, planned: Iterable[op.Maintaining]) -> tuple[Visits, ...]:
+    """Choose the databases to be deleted that have subscriptions: with them they cannot be dropped."""
+    doomed = [operation.name for operation in planned if isinstance(operation, op.DropDatabase)]
+    known = planner.catalog
+    return _dropping(
+        planner, Phase.DETACH_DATABASES, known, [s for s in known.subscriptions if s[0] in doomed]
+    )
+
+
+def _branching(planner: Planner) -> tuple[Visits, ...]:
+    """Choose the databases with subscriptions of the branch that this one was made from, listed or not."""
+    mark = planner.draft.mark
+    if planner.wish.branch is None or mark is None or mark.timeline != planner.wish.branch:
+        return ()
+    due = [entry for entry in planner.draft.subscriptions if entry[1] in mark.left]
+    steps = _dropping(planner, Phase.DROP_SUBSCRIPTIONS, planner.draft.catalog(), due)
+    for step in steps:
+        for visit in step.visits:
+            planner.draft.subscriptions -= {(visit.database, oid) for oid in visit.subscriptions}
+    return steps
+
+
+def _dropping(
+    planner: Planner, phase: Phase, catalog: Catalog, due: Iterable[tuple[str, int]]
+) -> tuple[Visits, ...]:
+    found: dict[str, set[int]] = {}
+    for name, oid in sorted(due):
+        found.setdefault(name, set()).add(oid)
+    visits = []
+    for name, oids in found.items():
+        database = catalog.databases[name]
+        if database.connectable and database.valid:
+            inherited = phase is Phase.DROP_SUBSCRIPTIONS
+            visits.append(
+                Visit(
+                    name,
+                    database.owner,
+                    permissions=False,
+                    subscriptions=frozenset(oids),
+                    inherited=inherited,
+                )
+            )
+        else:
+            planner.warnings.append(
+                f"{database_named(name)} takes no connections: its logical subscriptions stay"
+            )
+    return (Visits(tuple(visits), phase),) if visits else ()
+
+
 def plan_visit(
     visit: Visit, facts: DatabaseFacts, catalog: Catalog, context: Context
 ) -> tuple[op.Visiting, ...]:
     """Say what is to be done in one database, by what was found there."""
-    operations: list[op.Visiting] = []
+    operations: list[op.Visiting] = [
+        op.DropSubscription(visit.database, name, oid)
+        for name, oid in sorted(facts.subscriptions.items())
+        if oid in visit.subscriptions
+    ]
     for role in visit.departing:
         if (held := facts.holdings.get(role)) is not None:
             operations += _release(visit, role, held)
@@ -252,8 +361,8 @@ def plan_visit(
 def _release(visit: Visit, role: str, held: Holdings) -> Iterator[op.Visiting]:
     if held.owns:
         yield op.ReassignOwned(visit.database, role, visit.owner)
-    for grantor, schema, target in sorted(held.foreign_grants, key=repr):
-        yield op.RevokeGrants(visit.database, role, grantor, schema, target)
+    for grantor, target, names in sorted(held.foreign_grants, key=repr):
+        yield op.RevokeGrants(visit.database, role, grantor, target, names)
     yield op.DropOwned(visit.database, role)
 
 
@@ -273,10 +382,75 @@ def _schema_permissions(
 # --- After the visits ------------------------------------------------------------------------------------
 
 
+def create_extensions(planner: Planner) -> Iterator[op.Maintaining]:
+    """Create the extensions whose libraries are preloaded."""
+    for name in _missing(planner, planner.wish.extensions):
+        if PUBLIC in planner.draft.schemas:
+            yield op.CreateExtension(name, PUBLIC)
+        else:
+            planner.warnings.append(f"the extension {name} is not created: {_NO_PUBLIC}")
+
+
+def bring_extension_neon(planner: Planner) -> Iterator[op.Maintaining]:
+    """On a Neon-flavoured node only: the extension neon, in its schema, in the server's version."""
+    offered = planner.catalog.neon
+    if offered is None:
+        return
+    if NEON not in planner.draft.extensions:
+        yield op.CreateExtensionNeon(NEON, NEON)
+    if not planner.draft.extensions[NEON].relocatable:
+        yield op.MakeRelocatable(NEON)
+    if planner.draft.extensions[NEON].schema != NEON:
+        yield op.MoveExtension(NEON, NEON)
+    if planner.draft.extensions[NEON].version != offered.version:
+        yield op.UpdateExtension(NEON, offered.version)
+
+
+def create_availability_check(planner: Planner) -> Iterator[op.Maintaining]:
+    """Make sure that there is something to write to."""
+    if HEALTH_CHECK not in planner.draft.tables:
+        if PUBLIC in planner.draft.schemas:
+            yield op.CreateAvailabilityCheck()
+        else:
+            planner.warnings.append(f"the table of the availability check is not created: {_NO_PUBLIC}")
+    elif (table := f"table public.{HEALTH_CHECK}") in planner.catalog.foreign:
+        planner.warnings.append(f"{table} does not belong to a superuser: nothing is written to it")
+
+
 def drop_roles(planner: Planner) -> Iterator[op.Maintaining]:
     """Drop the departing roles, which by now hold nothing."""
     for name in _departing(planner):
         yield op.DropRole(name)
+
+
+def finish_subscriptions(planner: Planner) -> Iterator[op.Maintaining]:
+    """Write down which inherited subscriptions could not be dropped because nobody can connect."""
+    branch, mark = planner.wish.branch, planner.draft.mark
+    if branch is None or mark is None or mark.timeline != branch:
+        return
+    left = mark.left & {oid for _, oid in planner.draft.subscriptions}
+    if left != mark.left:
+        yield op.NoteSubscriptionsLeft(branch, tuple(sorted(left)))
+
+
+def create_audit_extensions(planner: Planner) -> Iterator[op.Maintaining]:
+    """Create what the audit level needs."""
+    for name in _missing(planner, planner.wish.audit):
+        if PUBLIC in planner.draft.schemas:
+            yield op.CreateAuditExtension(name, PUBLIC)
+        else:
+            planner.refuse(f"extension {name}", f"it cannot be created: {_NO_PUBLIC}")
+
+
+def silence_own_audit(planner: Planner) -> Iterator[op.Maintaining]:
+    """Leave the database out in which none but the node itself works."""
+    there = OWN_DATABASE in planner.draft.databases
+    if planner.wish.audit and there and OWN_DATABASE not in planner.draft.silent:
+        yield op.SilenceOwnAudit(OWN_DATABASE)
+
+
+def _missing(planner: Planner, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name not in planner.draft.extensions]
 
 
 BEFORE_VISITS: Final[tuple[tuple[Phase, Decide], ...]] = (
@@ -287,8 +461,17 @@ BEFORE_VISITS: Final[tuple[tuple[Phase, Decide], ...]] = (
     (Phase.RENAME_AND_DELETE_DATABASES, rename_and_delete_databases),
     (Phase.CREATE_AND_ALTER_DATABASES, create_and_alter_databases),
     (Phase.CREATE_SCHEMA_NEON, create_schema_neon),
+    (Phase.MARK_SUBSCRIPTIONS, mark_subscriptions),
 )
-AFTER_VISITS: Final[tuple[tuple[Phase, Decide], ...]] = ((Phase.DROP_ROLES, drop_roles),)
+AFTER_VISITS: Final[tuple[tuple[Phase, Decide], ...]] = (
+    (Phase.CREATE_EXTENSIONS, create_extensions),
+    (Phase.BRING_EXTENSION_NEON, bring_extension_neon),
+    (Phase.CREATE_AVAILABILITY_CHECK, create_availability_check),
+    (Phase.DROP_ROLES, drop_roles),
+    (Phase.FINISH_SUBSCRIPTIONS, finish_subscriptions),
+    (Phase.CREATE_AUDIT_EXTENSIONS, create_audit_extensions),
+    (Phase.SILENCE_OWN_AUDIT, silence_own_audit),
+)
 
 
 def _touched(operations: Iterable[op.Maintaining]) -> Iterator[str]:

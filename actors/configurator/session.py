@@ -15,10 +15,19 @@ class Failure(msgspec.Struct, frozen=True):
 
     action: str
     reason: str
+    spoils: tuple[str, ...] = ()
+    """The objects that are left alone from then on."""
+    renamed: tuple[str, ...] = ()
+    """The objects whose names do not mean what was planned."""
 
     def describe(self) -> str:
         """Put it into one line."""
         return f"cannot {self.action}: {self.reason}"
+
+
+def failure_of(operation: op.AnyOperation, reason: str) -> Failure:
+    """Say that this could not be done."""
+    return Failure(operation.describe(), reason, operation.spoils, operation.renamed)
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -26,7 +26,14 @@ from compute_node.actors.configurator.port import (
     Report,
 )
 from compute_node.actors.configurator.rehearsal import Rehearsed, rehearse
-from compute_node.actors.configurator.session import DecideVisit, Failure, Outcome, Session, VisitOutcome
+from compute_node.actors.configurator.session import (
+    DecideVisit,
+    Failure,
+    Outcome,
+    Session,
+    VisitOutcome,
+    failure_of,
+)
 from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.messages.planning import CatalogPlanned
 from typing_extensions import override
@@ -46,6 +53,7 @@ def plain_catalog(server_version: int = 150000) -> Catalog:
             "template1": DatabaseState(ADMINISTRATOR, oid=1, template=True),
             "template0": DatabaseState(ADMINISTRATOR, oid=4, template=True, connectable=False),
         },
+        schemas=frozenset({"public"}),
     )
 
 
@@ -165,6 +173,7 @@ class FakeAdministration(Administration):
                 op.ReassignOwned()
                 | op.RevokeGrants()
                 | op.DropOwned()
+                | op.DropSubscription()
                 | op.SetPublicOwner()
                 | op.GrantPublicToWebAccess()
                 | op.AlterDefaultPrivileges()
@@ -173,7 +182,7 @@ class FakeAdministration(Administration):
             case _:
                 pass
 
-    def _problem(self, operation: op.AnyOperation) -> str | None:  # noqa: C901, PLR0911 - one case for each kind
+    def _problem(self, operation: op.AnyOperation) -> str | None:  # noqa: C901, PLR0911, PLR0912 - one case for each kind
         roles, databases = self.catalog.roles, self.catalog.databases
         match operation:
             case op.CreateRole(name) | op.CreatePrivilegedRole(name) if name in roles:
@@ -184,6 +193,14 @@ class FakeAdministration(Administration):
                 return f"role {name} does not exist"
             case op.DropDatabase(name) if name in databases and databases[name].template:
                 return "cannot drop a template database"
+            case op.DropDatabase(name) if name in databases and databases[name].replicating:
+                return "it is used by an active logical replication slot"
+            case op.DropDatabase(name) if any(db == name for db, _ in self.catalog.subscriptions):
+                return "it is being used by logical replication subscription"
+            case op.CreateExtension(name) if name in self.catalog.extensions:
+                return f"extension {name} already exists"
+            case op.MoveExtension(name) if not self.catalog.extensions[name].relocatable:
+                return f"extension {name} does not support SET SCHEMA"
             case op.RenameDatabase(name, new_name) if name not in databases or new_name in databases:
                 return f"cannot rename database {name} to {new_name}"
             case op.CreateDatabase(name, owner) if name in databases or owner not in roles:
@@ -242,6 +259,11 @@ class FakeSession(Session):
     async def visit(self, visits: Sequence[Visit], decide: DecideVisit) -> tuple[VisitOutcome, ...]:
         outcomes = []
         for visit in visits:
+            if visit.database not in self._world.catalog.databases:
+                failure = Failure("look into it", "database does not exist", visit.spoils)
+                outcomes.append(VisitOutcome(visit, failures=(failure,)))
+                continue
+            assert self._world.catalog.databases[visit.database].connectable, visit
             self._world.visited.append(visit.database)
             facts = self._world.facts[visit.database]
             known = {role: held for role, held in facts.holdings.items() if role in visit.departing}
@@ -259,8 +281,9 @@ class FakeSession(Session):
 
     def _run(self, operations: Sequence[op.AnyOperation]) -> Outcome:
         problems = [(operation, self._world.run(operation)) for operation in operations]
-        failures = tuple(Failure(operation.describe(), problem) for operation, problem in problems if problem)
-        return Outcome(len(operations) - len(failures), failures)
+        failed = [failure_of(operation, problem) for operation, problem in problems if problem]
+        first = {failure.spoils: failure for failure in reversed(failed)}  # the others follow from it
+        return Outcome(len(operations) - len(failed), tuple(first.values())[::-1])
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

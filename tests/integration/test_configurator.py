@@ -491,8 +491,44 @@ def a_departing_role(postgres: RealPostgres) -> ComputeSpec:
                 "GRANT SELECT ON s.granted TO other",
                 "CREATE TABLE s.kept AS SELECT 42 AS answer",
                 "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO other",
+                "RESET ROLE",
+                'CREATE DOMAIN s."odd.type" AS int',
+                "SELECT lo_create(4711)",
+                "CREATE EXTENSION postgres_fdw WITH SCHEMA s",
+                "CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw",
+                "CREATE USER MAPPING FOR gone SERVER elsewhere",
+                *_with_grant_option("boss"),
+                "SET ROLE boss",
+                *_with_grant_option("gone"),
+                "SET ROLE gone",
+                'GRANT USAGE ON TYPE s."odd.type" TO other',
             ):
                 admin.execute(statement)
+    return _dropping_gone(postgres)
+
+
+def _with_grant_option(role: str) -> list[str]:
+    """Privileges on what is neither a relation nor a routine."""
+    things = (
+        'USAGE ON TYPE s."odd.type"',
+        "USAGE ON LANGUAGE plpgsql",
+        "SELECT ON LARGE OBJECT 4711",
+        "USAGE ON FOREIGN DATA WRAPPER postgres_fdw",
+        "USAGE ON FOREIGN SERVER elsewhere",
+    )
+    return [f"GRANT {thing} TO {role} WITH GRANT OPTION" for thing in things]
+
+
+def _dropping_gone(postgres: RealPostgres) -> ComputeSpec:
+    shared = ["CONNECT ON DATABASE x", "CREATE ON TABLESPACE pg_default"]
+    if postgres.binaries.major >= 15:
+        shared += ["SET ON PARAMETER work_mem", "SET ON PARAMETER any_extension.its_setting"]
+    with session(postgres) as admin:
+        for thing in shared:
+            admin.execute(f"GRANT {thing} TO other WITH GRANT OPTION".encode())
+        admin.execute("SET ROLE other")
+        for thing in shared:
+            admin.execute(f"GRANT {thing} TO gone".encode())
     return spec(
         [Role("boss")], [Database("x", "boss"), Database("y", "boss")], DeltaOp("delete_role", "gone")
     )

@@ -111,9 +111,11 @@ def test_one_broken_object_stops_neither_its_neighbours_nor_hides_its_name(house
     assert isinstance(outcome, ApplyFailed)
     assert outcome.error == (
         'cannot apply the spec: create and alter roles: cannot create role "a": no such luck'
+        ' | create and alter databases: cannot create database "x" with owner "a": cannot create database x of a'
     )
     assert "b" in house.postgres.catalog.roles
-    assert "x" not in house.postgres.catalog.databases
+    assert house.postgres.catalog.databases.keys() & {"x", "y"} == {"y"}
+    assert house.postgres.visited == ["y"]
 
 
 def test_what_is_refused_is_told_after_the_rest_is_done(house: House) -> None:

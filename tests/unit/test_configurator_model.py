@@ -10,7 +10,9 @@ from compute_node.actors.configurator.model import (
     Catalog,
     DatabaseFacts,
     DatabaseState,
+    ExtensionState,
     Holdings,
+    Mark,
     RoleState,
     after,
     facts_after,
@@ -20,14 +22,19 @@ from compute_node.messages.secret import Secret
 
 MD5 = RoleState(Secret("md5" + "0" * 32))
 SCRAM = RoleState(Secret("SCRAM-SHA-256$4096:c2FsdA==$x:y"))
-D = DatabaseState("m", oid=7, template=True)
+D = DatabaseState("m", oid=7, template=True, replicating=True)
 E = DatabaseState("s", oid=8)
+OLD = ExtensionState("1", "public", relocatable=False)
 BEFORE = Catalog(
     150018,
     {"m": MD5, "s": SCRAM},
     {"d": D, "e": E},
     frozenset({"neon"}),
     frozenset({("d", "m"), ("e", "m"), ("e", "s"), (SHARED, "m"), (SHARED, "s")}),
+    extensions={"old": OLD},
+    neon=ExtensionState("2", "neon", relocatable=False),
+    subscriptions=frozenset({("d", 3), ("d", 4), ("e", 3)}),
+    silent=frozenset({"e"}),
 )
 
 
@@ -72,11 +79,17 @@ CASES: dict[str, tuple[op.AnyOperation, dict[str, Any]]] = {
         {
             "databases": {"e": E},
             "dependents": frozenset({("e", "m"), ("e", "s"), (SHARED, "m"), (SHARED, "s")}),
+            "subscriptions": frozenset({("e", 3)}),
         },
     ),
     "dropped invalid database": (
         op.DropInvalidDatabase("e"),
-        {"databases": {"d": D}, "dependents": frozenset({("d", "m"), (SHARED, "m"), (SHARED, "s")})},
+        {
+            "databases": {"d": D},
+            "dependents": frozenset({("d", "m"), (SHARED, "m"), (SHARED, "s")}),
+            "subscriptions": frozenset({("d", 3), ("d", 4)}),
+            "silent": frozenset(),
+        },
     ),
     "dropped database that is not there": (op.DropDatabase("x"), {}),
     "template": (op.ClearTemplateFlag("d"), {"databases": {"d": changed(D, template=False), "e": E}}),
@@ -85,6 +98,8 @@ CASES: dict[str, tuple[op.AnyOperation, dict[str, Any]]] = {
         {
             "databases": {"d": D, "f": E},
             "dependents": frozenset({("d", "m"), ("f", "m"), ("f", "s"), (SHARED, "m"), (SHARED, "s")}),
+            "subscriptions": frozenset({("d", 3), ("d", 4), ("f", 3)}),
+            "silent": frozenset({"f"}),
         },
     ),
     "new owner": (op.AlterDatabaseOwner("d", "s"), {"databases": {"d": changed(D, owner="s"), "e": E}}),
@@ -100,6 +115,40 @@ CASES: dict[str, tuple[op.AnyOperation, dict[str, Any]]] = {
     "disowned": (op.DropOwned("e", "m"), {"dependents": frozenset({("d", "m"), ("e", "s"), (SHARED, "s")})}),
     "seen in facts only": (op.ReassignOwned("d", "m", "s"), {}),
     "default privileges": (op.AlterDefaultPrivileges("d", "p", DefaultTarget.TABLES), {}),
+    "replication ended": (
+        op.EndReplication("d"),
+        {"databases": {"d": changed(D, replicating=False), "e": E}},
+    ),
+    "noted": (
+        op.NoteSubscriptions("t", (3, 4)),
+        {"mark": Mark("t", frozenset({3, 4})), "tables": frozenset({"drop_subscriptions_done"})},
+    ),
+    "dropped subscription": (
+        op.DropSubscription("d", "s", 3),
+        {"subscriptions": frozenset({("d", 4), ("e", 3)})},
+    ),
+    "extension": (
+        op.CreateExtension("x", "public"),
+        {"extensions": {"old": OLD, "x": ExtensionState("", "public")}},
+    ),
+    "extension neon": (
+        op.CreateExtensionNeon("neon", "neon"),
+        {"extensions": {"old": OLD, "neon": ExtensionState("2", "neon", relocatable=False)}},
+    ),
+    "relocatable": (
+        op.MakeRelocatable("old"),
+        {"extensions": {"old": msgspec.structs.replace(OLD, relocatable=True)}},
+    ),
+    "moved": (
+        op.MoveExtension("old", "s"),
+        {"extensions": {"old": msgspec.structs.replace(OLD, schema="s")}},
+    ),
+    "updated": (
+        op.UpdateExtension("old", "3"),
+        {"extensions": {"old": msgspec.structs.replace(OLD, version="3")}},
+    ),
+    "availability check": (op.CreateAvailabilityCheck(), {"tables": frozenset({"health_check"})}),
+    "silent": (op.SilenceOwnAudit("d"), {"silent": frozenset({"d", "e"})}),
 }
 
 
@@ -116,9 +165,11 @@ def test_operations_follow_each_other() -> None:
     assert ("d", "o") in found.dependents
 
 
-HELD = Holdings(owns=True, foreign_grants=frozenset({("g", "public", GrantTarget.TABLES), ("h", "x", GrantTarget.SCHEMA)}))  # fmt: skip
+HELD = Holdings(owns=True, foreign_grants=frozenset({("g", GrantTarget.TABLES, ("public",)), ("h", GrantTarget.SCHEMA, ("x",))}))  # fmt: skip
 OTHER = Holdings(owns=True)
-FACTS = DatabaseFacts(oid=7, has_web_access=True, holdings={"m": HELD, "s": OTHER})
+FACTS = DatabaseFacts(
+    oid=7, has_web_access=True, holdings={"m": HELD, "s": OTHER}, subscriptions={"t": 3, "u": 4}
+)
 VISITS: dict[str, tuple[op.Visiting, dict[str, Any]]] = {
     "reassigned": (
         op.ReassignOwned("d", "m", "s"),
@@ -129,19 +180,20 @@ VISITS: dict[str, tuple[op.Visiting, dict[str, Any]]] = {
         {"holdings": {"m": HELD, "s": OTHER, "x": Holdings()}},
     ),
     "revoked": (
-        op.RevokeGrants("d", "m", "g", "public", GrantTarget.TABLES),
+        op.RevokeGrants("d", "m", "g", GrantTarget.TABLES, ("public",)),
         {
             "holdings": {
-                "m": Holdings(owns=True, foreign_grants=frozenset({("h", "x", GrantTarget.SCHEMA)})),
+                "m": Holdings(owns=True, foreign_grants=frozenset({("h", GrantTarget.SCHEMA, ("x",))})),
                 "s": OTHER,
             }
         },
     ),
     "revoked of nobody": (
-        op.RevokeGrants("d", "x", "g", "public", GrantTarget.TABLES),
+        op.RevokeGrants("d", "x", "g", GrantTarget.TABLES, ("public",)),
         {"holdings": {"m": HELD, "s": OTHER, "x": Holdings()}},
     ),
     "disowned": (op.DropOwned("d", "m"), {"holdings": {"s": OTHER}}),
+    "dropped subscription": (op.DropSubscription("d", "t", 3), {"subscriptions": {"u": 4}}),
     "public owner": (op.SetPublicOwner("d", "s"), {"public_owner": "s"}),
     "web access": (op.GrantPublicToWebAccess("d"), {"web_access_creates": True}),
     "default privileges": (

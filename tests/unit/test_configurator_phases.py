@@ -11,13 +11,16 @@ from compute_node.actors.configurator.model import (
     Catalog,
     DatabaseFacts,
     DatabaseState,
+    ExtensionState,
     Holdings,
+    Mark,
     RoleState,
 )
 from compute_node.actors.configurator.operations import DefaultTarget, GrantTarget, Phase
 from compute_node.actors.configurator.phases import Plan, Visit, plan, plan_visit
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import (
+    Audit,
     Cluster,
     ComputeSpec,
     Database,
@@ -46,8 +49,9 @@ def catalog(
         150000,
         everybody | (roles or {}),
         {"postgres": POSTGRES} | (databases or {}),
-        frozenset({"neon"}),
+        frozenset({"neon", "public"}),
         dependents,
+        tables=frozenset({"health_check"}),
     )
 
 
@@ -73,7 +77,11 @@ def test_phases_come_in_the_order_of_the_reference() -> None:
     )
     known = msgspec.structs.replace(
         known,
-        schemas=frozenset(),
+        schemas=frozenset({"public"}),
+        tables=frozenset(),
+        neon=ExtensionState("2"),
+        subscriptions=frozenset({("q", 8), ("p", 7)}),
+        mark=Mark("aa", frozenset({1})),
         roles={name: state for name, state in known.roles.items() if name != "neon_superuser"},
     )
     wanted = spec(
@@ -82,6 +90,10 @@ def test_phases_come_in_the_order_of_the_reference() -> None:
         DeltaOp("delete_role", "gone"),
         roles=(Role("new"), Role("a")),
         databases=(Database("p", "a"), Database("n", "new")),
+        settings=(GenericOption("shared_preload_libraries", "string", "pg_stat_statements"),),
+    )
+    wanted = msgspec.structs.replace(
+        wanted, audit_log_level=Audit.BASE, drop_subscriptions_before_start=True, timeline_id="b" * 32
     )
     assert [step.phase for step in planned(known, wanted).steps] == list(Phase)
 
@@ -347,12 +359,12 @@ def test_the_administrator_as_owner_keeps_the_schema_public() -> None:
 
 
 def test_a_departing_role_gives_away_what_it_owns_before_the_rest_is_dropped() -> None:
-    held = Holdings(owns=True, foreign_grants=frozenset({("g", "public", GrantTarget.TABLES)}))
+    held = Holdings(owns=True, foreign_grants=frozenset({("g", GrantTarget.TABLES, ("public",))}))
     visit = Visit("x", "a", permissions=False, departing=("gone", "r"))
     operations = plan_visit(visit, DatabaseFacts(holdings={"r": held}), catalog(), CONTEXT)
     assert operations == (
         op.ReassignOwned("x", "r", "a"),
-        op.RevokeGrants("x", "r", "g", "public", GrantTarget.TABLES),
+        op.RevokeGrants("x", "r", "g", GrantTarget.TABLES, ("public",)),
         op.DropOwned("x", "r"),
     )
     assert len({operation.unit for operation in operations} - {None}) == 1
@@ -396,7 +408,7 @@ def test_neither_postgres_nor_the_database_of_the_url_is_granted_on(name: str) -
 
 
 def test_the_schema_neon_is_made_where_it_is_missing() -> None:
-    known = msgspec.structs.replace(catalog(), schemas=frozenset())
+    known = msgspec.structs.replace(catalog(), schemas=frozenset({"public"}))
     assert planned(known, spec()).operations == (op.CreateSchema("neon"),)
 
 
@@ -427,12 +439,12 @@ def test_what_a_departing_role_owns_goes_to_the_administrator_in_the_system_data
 
 def test_a_visit_releases_every_departing_role_and_then_puts_the_permissions_right() -> None:
     visit = Visit("d", "o", permissions=True, departing=("a", "b"))
-    grants = frozenset({("g", "y", GrantTarget.TABLES), ("g", "x", GrantTarget.TABLES)})
+    grants = frozenset({("g", GrantTarget.TABLES, ("y",)), ("g", GrantTarget.TABLES, ("x",))})
     facts = DatabaseFacts(holdings={"a": Holdings(foreign_grants=grants), "b": Holdings(owns=True)})
     operations = plan_visit(visit, facts, catalog(), CONTEXT)
     assert operations[:5] == (
-        op.RevokeGrants("d", "a", "g", "x", GrantTarget.TABLES),
-        op.RevokeGrants("d", "a", "g", "y", GrantTarget.TABLES),
+        op.RevokeGrants("d", "a", "g", GrantTarget.TABLES, ("x",)),
+        op.RevokeGrants("d", "a", "g", GrantTarget.TABLES, ("y",)),
         op.DropOwned("d", "a"),
         op.ReassignOwned("d", "b", "o"),
         op.DropOwned("d", "b"),
@@ -441,9 +453,209 @@ def test_a_visit_releases_every_departing_role_and_then_puts_the_permissions_rig
 
 
 def test_grants_by_the_same_role_in_the_same_schema_are_revoked_in_a_fixed_order() -> None:
-    grants = frozenset(("g", "x", target) for target in GrantTarget)
+    grants = frozenset(("g", target, ("x",)) for target in GrantTarget)
     facts = DatabaseFacts(holdings={"a": Holdings(foreign_grants=grants)})
     operations = plan_visit(Visit("d", "o", permissions=False, departing=("a",)), facts, catalog(), CONTEXT)
     assert [type(operation) for operation in operations] == [op.RevokeGrants] * len(GrantTarget) + [
         op.DropOwned
     ]
+
+
+# --- Extensions, the availability check, the audit -------------------------------------------------------
+
+
+def preloading(text: str, **cluster: Any) -> ComputeSpec:
+    return spec(settings=(GenericOption("shared_preload_libraries", "string", text),), **cluster)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "created"),
+    [
+        (preloading("neon,pg_stat_statements"), True),
+        (preloading("$libdir/pg_stat_statements.so"), True),
+        (spec(postgresql_conf="shared_preload_libraries = 'pg_stat_statements, other'"), True),
+        (preloading("other", postgresql_conf="shared_preload_libraries = pg_stat_statements"), False),
+        (preloading("my_pg_stat_statements_too"), False),
+        (preloading("'"), False),
+        (spec(), False),
+    ],
+    ids=["setting", "path", "conf text", "setting wins", "part of a name", "no list", "absent"],
+)
+def test_the_extension_of_statement_statistics_goes_with_its_library(
+    wanted: ComputeSpec, *, created: bool
+) -> None:
+    expected = (op.CreateExtension("pg_stat_statements", "public"),) if created else ()
+    assert planned(catalog(), wanted).operations == expected
+
+
+def neon_node(**changes: Any) -> Catalog:
+    offered = ExtensionState("1.6", "neon", relocatable=changes.pop("offered", True))
+    return msgspec.structs.replace(catalog(), neon=offered, **changes)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (catalog(), ()),
+        (neon_node(), (op.CreateExtensionNeon("neon", "neon"),)),
+        (neon_node(offered=False), (op.CreateExtensionNeon("neon", "neon"), op.MakeRelocatable("neon"))),
+        (neon_node(extensions={"neon": ExtensionState("1.6", "neon")}), ()),
+        (
+            neon_node(extensions={"neon": ExtensionState("1.0", "public", relocatable=False)}),
+            (
+                op.MakeRelocatable("neon"),
+                op.MoveExtension("neon", "neon"),
+                op.UpdateExtension("neon", "1.6"),
+            ),
+        ),
+    ],
+    ids=["plain Postgres", "new", "new, not relocatable", "as it should be", "of an old node"],
+)
+def test_the_extension_neon_is_brought_to_the_servers_version_on_a_neon_node_only(
+    known: Catalog, expected: tuple[op.AnyOperation, ...]
+) -> None:
+    assert planned(known, spec()).operations == expected
+
+
+@pytest.mark.parametrize(
+    ("level", "extensions"),
+    [
+        (Audit.LOG, ["pgaudit"]),
+        (Audit.BASE, ["pgaudit"]),
+        (Audit.HIPAA, ["pgaudit", "pgauditlogtofile"]),
+        (Audit.EXTENDED, ["pgaudit", "pgauditlogtofile"]),
+        (Audit.FULL, ["pgaudit", "pgauditlogtofile"]),
+    ],
+)
+def test_each_level_of_audit_has_its_extensions_and_leaves_the_nodes_own_database_out(
+    level: Audit, extensions: list[str]
+) -> None:
+    wanted = msgspec.structs.replace(spec(), audit_log_level=level)
+    created = tuple(op.CreateAuditExtension(name, "public") for name in extensions)
+    assert planned(catalog(), wanted).operations == (*created, op.SilenceOwnAudit("postgres"))
+    there = {name: ExtensionState("1", "elsewhere") for name in extensions}
+    done = msgspec.structs.replace(catalog(), extensions=there, silent=frozenset({"postgres"}))
+    assert planned(done, wanted).operations == ()
+
+
+def test_without_the_schema_public_an_audit_is_refused_and_the_rest_only_warned_about() -> None:
+    known = msgspec.structs.replace(catalog(), schemas=frozenset({"neon"}), tables=frozenset())
+    wanted = msgspec.structs.replace(preloading("pg_stat_statements"), audit_log_level=Audit.BASE)
+    found = planned(known, wanted)
+    assert [refusal.subject for refusal in found.refusals] == ["extension pgaudit"]
+    assert found.warnings == (
+        "the extension pg_stat_statements is not created: the database of --connstr has no schema public",
+        "the table of the availability check is not created: the database of --connstr has no schema public",
+    )
+
+
+def test_a_table_of_a_users_that_has_the_name_of_the_availability_check_is_left_alone() -> None:
+    known = msgspec.structs.replace(catalog(), foreign=frozenset({"table public.health_check"}))
+    found = planned(known, spec())
+    assert (found.operations, len(found.warnings)) == ((), 1)
+
+
+# --- Subscriptions ---------------------------------------------------------------------------------------
+
+
+def branch(timeline: str = "b" * 32, **cluster: Any) -> ComputeSpec:
+    return msgspec.structs.replace(
+        spec(**cluster), drop_subscriptions_before_start=True, timeline_id=timeline
+    )
+
+
+def subscribed(*subscriptions: tuple[str, int], mark: Mark | None = None, **states: Any) -> Catalog:
+    known = catalog(databases={name: database(**states.get(name, {})) for name, _ in subscriptions})
+    return msgspec.structs.replace(known, subscriptions=frozenset(subscriptions), mark=mark)
+
+
+def dropping(found: Plan) -> dict[str, frozenset[int]]:
+    return {visit.database: visit.subscriptions for visit in found.visits if visit.subscriptions}
+
+
+def test_the_subscriptions_of_a_database_are_dropped_before_it_is_and_those_of_others_stay() -> None:
+    known = subscribed(("doomed", 7), ("doomed", 8), ("kept", 9))
+    found = planned(known, spec(DeltaOp("delete_db", "doomed"), DeltaOp("delete_db", "absent")))
+    assert dropping(found) == {"doomed": frozenset({7, 8})}
+    assert [step.phase for step in found.steps] == [Phase.DETACH_DATABASES, Phase.RENAME_AND_DELETE_DATABASES]
+    facts = DatabaseFacts(subscriptions={"b": 8, "a": 7, "made meanwhile": 10})
+    assert plan_visit(found.visits[0], facts, known, CONTEXT) == (
+        op.DropSubscription("doomed", "a", 7),
+        op.DropSubscription("doomed", "b", 8),
+    )
+
+
+def test_a_database_whose_changes_somebody_reads_is_freed_of_that_before_it_is_dropped() -> None:
+    known = catalog(databases={"x": database(replicating=True, template=True)})
+    assert planned(known, spec(DeltaOp("delete_db", "x"))).operations == (
+        op.ClearTemplateFlag("x"),
+        op.EndReplication("x"),
+        op.DropDatabase("x"),
+    )
+
+
+def test_a_new_branch_notes_what_it_inherited_and_drops_it_listed_or_not() -> None:
+    known = subscribed(("listed", 7), ("unlisted", 8))
+    found = planned(known, branch(databases=(Database("listed", "a"),)))
+    assert found.operations == (
+        op.NoteSubscriptions("b" * 32, (7, 8)),
+        op.NoteSubscriptionsLeft("b" * 32, ()),
+    )
+    assert dropping(found) == {"listed": frozenset({7}), "unlisted": frozenset({8})}
+    assert planned(found.catalog, branch(databases=(Database("listed", "a"),))).operations == ()
+
+
+def test_a_branch_without_subscriptions_is_marked_all_the_same() -> None:
+    found = planned(catalog(), branch())
+    assert (found.operations, found.visits) == ((op.NoteSubscriptions("b" * 32, ()),), ())
+
+
+@pytest.mark.parametrize(
+    ("mark", "noted", "dropped"),
+    [
+        (Mark("b" * 32), False, set()),
+        (Mark("b" * 32, frozenset({7, 99})), False, {7}),
+        (Mark("a" * 32), True, {7, 8}),
+        (Mark("a" * 32, frozenset({7})), True, {7, 8}),
+        (None, True, {7, 8}),
+    ],
+    ids=["done here", "broken off here", "a branch of a branch", "of one that was broken off", "first"],
+)
+def test_what_is_dropped_is_decided_by_the_mark(mark: Mark | None, noted: bool, dropped: set[int]) -> None:  # noqa: FBT001 - a case
+    found = planned(subscribed(("x", 7), ("x", 8), mark=mark), branch())
+    assert any(type(operation) is op.NoteSubscriptions for operation in found.operations) == noted
+    assert dropping(found).get("x", frozenset()) == dropped
+
+
+def test_without_the_flag_no_subscription_is_touched_and_nothing_is_noted() -> None:
+    wanted = msgspec.structs.replace(branch(), drop_subscriptions_before_start=False)
+    found = planned(subscribed(("x", 7)), wanted)
+    assert (found.operations, found.visits) == ((), ())
+
+
+def test_inherited_subscriptions_where_nobody_can_connect_stay_on_the_list() -> None:
+    known = subscribed(("open", 7), ("shut", 8), shut={"connectable": False})
+    found = planned(known, branch())
+    assert dropping(found) == {"open": frozenset({7})}
+    assert found.operations[-1] == op.NoteSubscriptionsLeft("b" * 32, (8,))
+    assert found.warnings == ('database "shut" takes no connections: its logical subscriptions stay',)
+    again = planned(found.catalog, branch())
+    assert (again.operations, again.visits) == ((), ())
+    opened = msgspec.structs.replace(
+        found.catalog, databases=found.catalog.databases | {"shut": database(connectable=True)}
+    )
+    assert dropping(planned(opened, branch())) == {"shut": frozenset({8})}
+
+
+def test_a_mark_that_a_user_could_have_written_is_not_trusted() -> None:
+    known = msgspec.structs.replace(subscribed(("x", 7)), foreign=frozenset({"schema neon"}))
+    found = planned(known, branch())
+    assert (found.operations, found.visits) == ((), ())
+    assert [refusal.subject for refusal in found.refusals] == ["the list of inherited subscriptions"]
+    assert planned(known, spec()).refusals == ()
+
+
+def test_the_timeline_is_the_specs_or_that_of_its_settings() -> None:
+    setting = (GenericOption("neon.timeline_id", "string", "AB" * 16),)
+    wanted = msgspec.structs.replace(spec(settings=setting), drop_subscriptions_before_start=True)
+    assert planned(catalog(), wanted).operations == (op.NoteSubscriptions("ab" * 16, ()),)

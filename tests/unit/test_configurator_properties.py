@@ -7,11 +7,15 @@ import msgspec
 import pytest
 from compute_node.actors.configurator.desired import Context
 from compute_node.actors.configurator.model import (
+    DROP_MARK,
+    HEALTH_CHECK,
     SHARED,
     Catalog,
     DatabaseFacts,
     DatabaseState,
+    ExtensionState,
     Holdings,
+    Mark,
     RoleState,
 )
 from compute_node.actors.configurator.operations import DefaultTarget, DropDatabase, GrantTarget
@@ -19,7 +23,7 @@ from compute_node.actors.configurator.phases import plan
 from compute_node.actors.configurator.port import AdministrationError, Order, Report
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.messages.secret import Secret
-from compute_node.messages.spec import Cluster, ComputeSpec, Database, DeltaOp, Role
+from compute_node.messages.spec import Audit, Cluster, ComputeSpec, Database, DeltaOp, Role
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
@@ -52,6 +56,8 @@ def worlds(draw: st.DrawFn) -> FakeAdministration:
             valid=name == "postgres" or draw(st.integers(0, 9)) > 0,
             template=name != "postgres" and draw(st.integers(0, 9)) == 0,
             grants_untouched=draw(st.booleans()),
+            connectable=name == "postgres" or draw(st.integers(0, 9)) > 0,
+            replicating=name != "postgres" and draw(st.integers(0, 9)) == 0,
         )
         holdings = draw(
             st.dictionaries(
@@ -60,7 +66,9 @@ def worlds(draw: st.DrawFn) -> FakeAdministration:
                     Holdings,
                     owns=st.booleans(),
                     foreign_grants=st.frozensets(
-                        st.tuples(owners, st.sampled_from(["public", "x"]), st.sampled_from(GrantTarget)),
+                        st.tuples(
+                            owners, st.sampled_from(GrantTarget), st.sampled_from([("public",), ("x",)])
+                        ),
                         max_size=2,
                     ),
                 ),
@@ -76,13 +84,35 @@ def worlds(draw: st.DrawFn) -> FakeAdministration:
             holdings=holdings,
         )
     dependents |= {(SHARED, role) for role in draw(st.sets(st.sampled_from(ROLES))) if role in roles}
+    subscriptions = {
+        (name, 900 + number): f"s{number}"
+        for number, name in enumerate(draw(st.lists(st.sampled_from(sorted(facts)), max_size=3)))
+    }
+    for (name, oid), subscription in subscriptions.items():
+        known = facts[name]
+        facts[name] = msgspec.structs.replace(known, subscriptions=known.subscriptions | {subscription: oid})
+    timelines = st.sampled_from([None, Mark("", frozenset({900})), Mark("aa" * 16, frozenset({900, 901}))])
+    mark = draw(timelines)
+    relocatable = st.booleans()
+    packaged = st.builds(ExtensionState, st.just("2"), st.just("neon"), relocatable)
+    installed = st.builds(
+        ExtensionState, st.sampled_from(["1", "2"]), st.sampled_from(["neon", "public"]), relocatable
+    )
+    neon = draw(st.none() | packaged)
     return FakeAdministration(
         Catalog(
             catalog.server_version,
             catalog.roles | roles,
             catalog.databases | databases,
-            draw(st.sampled_from([frozenset(), frozenset({"neon"})])),
+            draw(st.sampled_from([frozenset({"public"}), frozenset({"neon", "public"}), frozenset()])),
             frozenset(dependents),
+            extensions={} if neon is None or draw(st.booleans()) else {"neon": draw(installed)},
+            neon=neon,
+            tables=draw(st.frozensets(st.just(HEALTH_CHECK)))
+            | (frozenset() if mark is None else frozenset({DROP_MARK})),
+            subscriptions=frozenset(subscriptions),
+            mark=mark,
+            silent=draw(st.frozensets(st.just("postgres"))),
         ),
         facts,
     )
@@ -109,6 +139,9 @@ def specs(draw: st.DrawFn) -> ComputeSpec:
         cluster=Cluster(roles=tuple(roles), databases=tuple(databases)),
         suspend_timeout_seconds=0,
         delta_operations=tuple(draw(delta)),
+        audit_log_level=draw(st.sampled_from([Audit.DISABLED, Audit.BASE, Audit.FULL])),
+        drop_subscriptions_before_start=draw(st.booleans()),
+        timeline_id=draw(st.sampled_from([None, "aa" * 16])),
     )
 
 
