@@ -66,23 +66,29 @@ class Fallout:
         self._renamed.update(failure.renamed)
 
     def left(self, operations: Iterable[OperationT]) -> tuple[OperationT, ...]:
-        """Return the operations that may be tried; of a unit all or none."""
-        units = groupby(operations, key=lambda operation: operation.unit)
+        """Return the operations that may be tried; of a unit all or none. The others spoil what they would."""
         found: list[OperationT] = []
-        for unit, members in units:
+        for unit, members in groupby(operations, key=lambda operation: operation.unit):
             group = list(members)
-            if unit is None:
-                found += filter(self._spares, group)
-            elif all(map(self._spares, group)):
-                found += group
+            for part in ([member] for member in group) if unit is None else (group,):
+                if all(map(self._spares, part)):
+                    found += part
+                else:
+                    self._spoilt.update(subject for operation in part for subject in operation.spoils)
+        return tuple(found)
+
+    def left_to_visit(self, visits: Iterable[Visit]) -> tuple[Visit, ...]:
+        """Return the databases that may be looked into."""
+        found = []
+        for visit in visits:
+            if self._spoilt.isdisjoint(visit.needs) and op.role_named(visit.owner) not in self._renamed:
+                found.append(visit)
+            else:
+                self._spoilt.update(visit.spoils)
         return tuple(found)
 
     def _spares(self, operation: op.Operation) -> bool:
         return operation.subject not in self._spoilt and self._renamed.isdisjoint(operation.mentions)
-
-    def spares_visit(self, visit: Visit) -> bool:
-        """Whether the database may be looked into."""
-        return self._spoilt.isdisjoint(visit.needs) and op.role_named(visit.owner) not in self._renamed
 
 
 class _Progress:
@@ -122,7 +128,7 @@ class _Progress:
         return outcome.failures
 
     async def _visit(self, step: Visits, session: Session) -> Sequence[Failure]:
-        visits = tuple(filter(self._fallout.spares_visit, step.visits))
+        visits = self._fallout.left_to_visit(step.visits)
         outcomes = await session.visit(visits, self._decide)
         self._statements += sum(outcome.done for outcome in outcomes)
         self._visited += len(outcomes)

@@ -277,7 +277,9 @@ def facts_renamed(facts: DatabaseFacts, name: str, new_name: str) -> DatabaseFac
         return new_name if role == name else role
 
     holdings = {
-        new(role): Holdings(held.owns, frozenset((new(g), schema, t) for g, schema, t in held.foreign_grants))
+        new(role): Holdings(
+            held.owns, frozenset((new(g), target, names) for g, target, names in held.foreign_grants)
+        )
         for role, held in facts.holdings.items()
     }
     owner = None if facts.public_owner is None else new(facts.public_owner)

@@ -29,6 +29,7 @@ from .model import (
     SHARED,
     Catalog,
     DatabaseFacts,
+    DatabaseState,
     Draft,
     Holdings,
 )
@@ -119,6 +120,8 @@ class Planner:
         self.draft = Draft(catalog)
         self.wish = wish
         self.context = context
+        self.stuck: set[str] = set()
+        """Departing roles that hold something where nobody can connect."""
         self.refusals = list(wish.refusals)
         self.warnings: list[str] = []
 
@@ -135,7 +138,7 @@ def plan(catalog: Catalog, spec: ComputeSpec, context: Context) -> Plan:
     planner = Planner(catalog, desired(spec, context), context)
     before = [_maintenance(planner, phase, decide) for phase, decide in BEFORE_VISITS]
     planned = [operation for step in before for operation in step.operations]
-    visits = _visits(planner, set(_touched(planned)))
+    visits = _visits(planner, set(_touched(planned, planner.wish)))
     branching = _branching(planner)
     after = [_maintenance(planner, phase, decide) for phase, decide in AFTER_VISITS]
     return Plan(
@@ -213,6 +216,11 @@ def rename_and_delete_databases(planner: Planner) -> Iterator[op.Maintaining]:
             continue
         if isinstance(change, Renaming):
             yield op.RenameDatabase(change.name, change.target)
+        elif not _is_open(databases[change.name]) and _is_subscribed(planner, change.name):
+            planner.refuse(
+                database_named(change.name),
+                "it cannot be dropped: it has logical subscriptions, and takes no connections to drop them",
+            )
         else:
             if databases[change.name].template:
                 yield op.ClearTemplateFlag(change.name)
@@ -282,8 +290,14 @@ def _visits(planner: Planner, touched: set[str]) -> tuple[Visits, ...]:
         unseen = owner is not None and (name in touched or database.oid not in planner.context.seen)
         if not (leaving or shared or unseen):
             continue
-        if not (database.connectable and database.valid):
+        if not _is_open(database):
             planner.warnings.append(f"{database_named(name)} takes no connections: it was not looked into")
+            for role in leaving:
+                planner.stuck.add(role)
+                planner.refuse(
+                    role_named(role),
+                    f"it cannot be dropped: it holds something in {database_named(name)}, which takes no connections",
+                )
             continue
         heir = owner or (planner.context.administrator if name == system else database.owner)
         chosen.append(Visit(name, heir, owner is not None, departing if shared else leaving, shared))
@@ -323,7 +337,7 @@ def _dropping(
     visits = []
     for name, oids in found.items():
         database = catalog.databases[name]
-        if database.connectable and database.valid:
+        if _is_open(database):
             inherited = phase is Phase.DROP_SUBSCRIPTIONS
             visits.append(
                 Visit(
@@ -420,7 +434,8 @@ def create_availability_check(planner: Planner) -> Iterator[op.Maintaining]:
 def drop_roles(planner: Planner) -> Iterator[op.Maintaining]:
     """Drop the departing roles, which by now hold nothing."""
     for name in _departing(planner):
-        yield op.DropRole(name)
+        if name not in planner.stuck:
+            yield op.DropRole(name)
 
 
 def finish_subscriptions(planner: Planner) -> Iterator[op.Maintaining]:
@@ -474,14 +489,28 @@ AFTER_VISITS: Final[tuple[tuple[Phase, Decide], ...]] = (
 )
 
 
-def _touched(operations: Iterable[op.Maintaining]) -> Iterator[str]:
+def _touched(operations: Iterable[op.Maintaining], wish: Desired) -> Iterator[str]:
+    """Name the listed databases in which what was found before holds no longer."""
     for operation in operations:
-        if isinstance(operation, op.CreateDatabase | op.AlterDatabaseOwner):
-            yield operation.name
+        match operation:
+            case op.CreateDatabase(name) | op.AlterDatabaseOwner(name):
+                yield name
+            case op.CreatePrivilegedRole() | op.CreateRole("web_access") | op.RenameRole(_, "web_access"):
+                yield from (database.name for database in wish.databases)  # it has no privileges anywhere yet
+            case _:
+                pass
 
 
 def _departing(planner: Planner) -> tuple[str, ...]:
     return tuple(role for role in planner.wish.departing if role in planner.draft.roles)
+
+
+def _is_open(database: DatabaseState) -> bool:
+    return database.connectable and database.valid
+
+
+def _is_subscribed(planner: Planner, database: str) -> bool:
+    return any(name == database for name, _ in planner.draft.subscriptions)
 
 
 def _is_due(change: Renaming | Deletion, known: Container[str]) -> bool:

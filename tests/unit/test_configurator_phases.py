@@ -421,6 +421,13 @@ def test_a_database_without_connections_does_not_hide_the_ones_behind_it() -> No
     found = planned(known, spec(DeltaOp("delete_role", "gone")))
     assert [(visit.database, visit.owner) for visit in found.visits] == [("open", "b")]
     assert len(found.warnings) == 1
+    assert [refusal.describe() for refusal in found.refusals] == [
+        (
+            'role "gone": it cannot be dropped: it holds something in database "closed",'
+            " which takes no connections"
+        )
+    ]
+    assert found.operations == ()
 
 
 def test_what_a_departing_role_owns_goes_to_the_administrator_in_the_system_database() -> None:
@@ -459,6 +466,14 @@ def test_grants_by_the_same_role_in_the_same_schema_are_revoked_in_a_fixed_order
     assert [type(operation) for operation in operations] == [op.RevokeGrants] * len(GrantTarget) + [
         op.DropOwned
     ]
+
+
+def test_a_database_that_cannot_be_freed_of_its_subscriptions_is_not_dropped() -> None:
+    known = subscribed(("shut", 7), ("its successor", 8), shut={"connectable": False})
+    wanted = spec(DeltaOp("delete_db", "shut"), DeltaOp("rename_db", "its successor", "shut"))
+    found = planned(known, wanted)
+    assert (found.operations, found.visits) == ((), ())
+    assert [refusal.subject for refusal in found.refusals] == ['database "shut"']
 
 
 # --- Extensions, the availability check, the audit -------------------------------------------------------

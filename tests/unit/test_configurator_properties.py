@@ -218,6 +218,25 @@ def test_a_rehearsal_says_exactly_what_an_application_does_and_does_none_of_it(
     assert world.rehearse(again, Cancellation()).operations == ()
 
 
+@given(worlds(), specs(), st.data())
+@settings(max_examples=50, deadline=None)
+def test_what_failed_is_made_up_for_by_the_next_application(
+    world: FakeAdministration, spec: ComputeSpec, data: st.DataObject
+) -> None:
+    told(world, spec)
+    sound = copy.deepcopy(world)
+    expected = applied(sound, spec)
+    subjects = sorted({operation.subject for operation in sound.done})
+    assume(subjects)
+    broken = data.draw(st.sets(st.sampled_from(subjects), min_size=1, max_size=2))
+    world.broken = dict.fromkeys(broken, "out of sorts")
+    failed = applied(world, spec)
+    assert len(failed.errors) > len(expected.errors)
+    world.broken.clear()
+    assert applied(world, spec, failed.seen).errors == expected.errors
+    assert final(world) == final(sound)
+
+
 @given(worlds(), specs(), st.integers(0, 30))
 @settings(max_examples=40, deadline=None)
 def test_an_application_cut_after_any_step_and_begun_again_reaches_the_same_catalog(
