@@ -17,6 +17,8 @@ from ..messages.spec import ComputeSpec
 from ..postgres.accounts import Account
 from ..postgres.binaries import Binaries
 from .activity_monitor.actor import ActivityMonitor
+from .clerk.actor import Clerk
+from .clerk.catalog import PostgresCatalog
 from .configurator.actor import Configurator
 from .configurator.administration import PostgresAdministration
 from .http_facade.actor import HttpFacade
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 SUPERVISOR: Final = "supervisor"
 NARRATOR: Final = "narrator"
+CLERK: Final = "clerk"
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -104,6 +107,8 @@ class System:
         server = Server(settings, launch.binaries, launch.account, postmaster, self.runtime.metrics)
         self._actors[POSTGRES] = PostgresProcess(settings, self.supervisor, server)
         self._actors[CONFIGURATOR] = Configurator(settings, self.supervisor, PostgresAdministration(settings))
+        catalog = PostgresCatalog(settings, launch.binaries, launch.account, self.runtime.metrics)
+        self._actors[CLERK] = Clerk(catalog)
         self._actors[MONITOR] = ActivityMonitor(settings, self.supervisor)
         servers = WaitressServers(settings, lambda: _applications(self._node(settings)), self.runtime.metrics)
         self._actors[HTTP] = HttpFacade(servers, self.supervisor)
@@ -130,6 +135,7 @@ class System:
             supervisor=self.supervisor,
             postgres_process=self.runtime.ref(POSTGRES),
             configurator=self.runtime.ref(CONFIGURATOR),
+            clerk=self.runtime.ref(CLERK),
             metrics=self.runtime.metrics,
             auth=AuthSettings.of(settings),
             stop_timeout_s=settings.stop_timeout_s,

@@ -25,7 +25,24 @@ from .body import decode_body, decode_query, read_body, too_large
 from .errors import ApiError, ErrorBody, escaped, lowered
 from .openapi import describe
 from .port import Node
-from .routes import configure, description, failpoints, journal, metrics, plan, probes, status, terminate
+from .routes import (
+    catalog,
+    configure,
+    description,
+    extensions,
+    failpoints,
+    grants,
+    insights,
+    journal,
+    metrics,
+    plan,
+    probes,
+    schema,
+    status,
+    terminate,
+    writability,
+)
+from .streaming import StreamedBody
 from .table import Answer, Call, Context, Route, Scope
 from .waiting import ClientGoneError, Waiters
 
@@ -35,11 +52,15 @@ EXTERNAL: Final[tuple[Route, ...]] = (
     *configure.ROUTES,
     *plan.ROUTES,
     *terminate.ROUTES,
+    *writability.ROUTES,
+    *catalog.ROUTES,
+    *schema.ROUTES,
+    *insights.ROUTES,
     *probes.ROUTES,
     *description.ROUTES,
     *journal.ROUTES,
 )
-INTERNAL: Final[tuple[Route, ...]] = (probes.LIVE,)
+INTERNAL: Final[tuple[Route, ...]] = (probes.LIVE, *extensions.ROUTES, *grants.ROUTES)
 """The internal server serves loopback only and asks for no token, so each of its routes says PUBLIC."""
 
 REQUEST_ID: Final = "x-request-id"
@@ -165,24 +186,27 @@ class _Endpoint:
     def __call__(self, request: falcon.Request, response: falcon.Response, **path: str) -> None:
         """Answer one request."""
         route = self._route
-        if route.scope is not Scope.PUBLIC:
-            self._authorize(request)
+        admin = route.scope is not Scope.PUBLIC and self._authorize(request)
         if REFUSAL_KEY in request.env:
             raise too_large(route.largest_body)
         call = Call(
             context=self._context,
             gone=request.env.get("waitress.client_disconnected", _never),
+            admin=admin,
             decoded_query=self._query(request),
             decoded_body=self._body(request),
             path=path,
         )
-        _write(response, route.handler(call))
+        answer = route.handler(call)
+        _write(response, answer)
+        if request.method == "HEAD" and isinstance(answer.content, StreamedBody):
+            answer.content.close()  # nobody will
 
-    def _authorize(self, request: falcon.Request) -> None:
+    def _authorize(self, request: falcon.Request) -> bool:
         if self._authenticator is None:
             msg = f"{self._route.path} needs a token, and this server knows no keys"
             raise RuntimeError(msg)
-        self._authenticator.check(request.get_header("Authorization"))
+        return self._authenticator.check(request.get_header("Authorization"))
 
     def _query(self, request: falcon.Request) -> object:
         if self._route.query is None:
@@ -222,7 +246,10 @@ def _write(response: falcon.Response, answer: Answer) -> None:
     response.status = answer.status
     for name, value in answer.headers.items():
         response.set_header(name, value)
-    if isinstance(answer.content, bytes):
+    if isinstance(answer.content, StreamedBody):
+        response.stream = answer.content
+        response.content_type = answer.media
+    elif isinstance(answer.content, bytes):
         response.data = answer.content
         response.content_type = answer.media
     elif answer.content is not None:

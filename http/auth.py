@@ -116,10 +116,10 @@ class Authenticator:
                 "give `compute_ctl_config.jwks` a key (`compute-node keygen` makes one)"
             )
 
-    def check(self, header: str | None) -> None:
-        """Let an authorized request pass. Raises ApiError for any other."""
+    def check(self, header: str | None) -> bool:
+        """Let an authorized request pass; returns whether its token opens every node. Raises ApiError for any other."""
         if not self._settings.required:
-            return
+            return False
         token = bearer(header)
         if token is None:
             raise ApiError(400, BAD_HEADER)
@@ -130,6 +130,7 @@ class Authenticator:
             raise ApiError(401, NOT_VERIFIED) from None
         if (refused := refusal(claims, self._settings.compute_id)) is not None:
             raise ApiError(*refused)
+        return claims.scope is not None
 
     def opens(self, header: str | None) -> bool:
         """Whether `check` would let this request pass; nothing is logged."""

@@ -83,6 +83,7 @@ class Node:
     supervisor: Asker
     postgres_process: Asker
     configurator: Asker
+    clerk: Asker
     metrics: MetricsPort
     auth: AuthSettings
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S

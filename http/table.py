@@ -8,7 +8,9 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 
 from ..messages.base import Request
+from ..messages.lifecycle import GetStatus, Status
 from ..messages.serving import FREE_BODY
+from .errors import ApiError
 from .port import Asker, Node
 from .waiting import Waiters
 
@@ -43,7 +45,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a handler gives back. `content` is encoded as JSON, unless it is bytes already."""
+    """What a handler gives back. `content` is encoded as JSON, unless it is bytes already, or a StreamedBody."""
 
     content: object
     status: int = 200
@@ -62,10 +64,14 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, authorized and decoded. `gone` tells whether its client has disconnected."""
+    """One request, authorized and decoded. `gone` tells whether its client has disconnected.
+
+    `admin` tells whether its token opens every node.
+    """
 
     context: Context
     gone: Callable[[], bool]
+    admin: bool = False
     decoded_query: object = None
     decoded_body: object = None
     path: Mapping[str, str] = field(default_factory=dict)
@@ -90,10 +96,18 @@ class Call:
     def wait(self, request: Request[R], limit_s: float, *, of: Asker | None = None) -> R:
         """Ask the Supervisor, or another, for an outcome that may take long.
 
-        One of the limited waiting places is taken meanwhile.
+        One of the limited waiting places is taken meanwhile; of those for another there are fewer.
         """
         asked = self.node.supervisor if of is None else of
-        return self.context.waiters.wait(asked, request, limit_s=limit_s, gone=self.gone)
+        return self.context.waiters.wait(
+            asked, request, limit_s=limit_s, gone=self.gone, minor=of is not None
+        )
+
+    def require_running(self) -> None:
+        """Raise ApiError (412) unless the node is running; a moment later it may be so no more."""
+        status = self.ask(GetStatus()).status
+        if status is not Status.RUNNING:
+            raise ApiError(412, f"invalid compute status: {status.text}")
 
 
 Handler: TypeAlias = Callable[[Call], Answer]

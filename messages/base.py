@@ -5,12 +5,13 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from .secret import Secret
+from .stream import ByteStream
 
 R = TypeVar("R")
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, tag_field="message"):
-    """An immutable value that one actor tells another; encodes to JSON and back."""
+    """An immutable value that one actor tells another; encodes to JSON and back, but for a ByteStream."""
 
 
 class Request(Message, Generic[R], frozen=True):
@@ -90,4 +91,4 @@ def _reveal(value: object) -> object:
 
 
 def _mask(value: object) -> object:
-    return str(value) if isinstance(value, Secret) else _reveal(value)
+    return str(value) if isinstance(value, Secret | ByteStream) else _reveal(value)

@@ -90,6 +90,13 @@ DRIFTED_COLLATIONS: Final = _gauge(
     "compute_node_drifted_collations",
     "Databases made with another version of their collation than the machine's.",
 )
+CATALOG_REQUESTS: Final = _counter(
+    "compute_node_catalog_requests_total",
+    "Single requests about the catalog, by what became of them.",
+    "request",
+    "result",
+)
+DUMPED_BYTES: Final = _counter("compute_node_dumped_bytes_total", "Bytes of schemas that were dumped.")
 STOP_RUNGS: Final = _counter(
     "compute_node_postgres_stops_total", "Stops of Postgres, by the rung they reached.", "rung"
 )

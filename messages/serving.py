@@ -13,6 +13,10 @@ FREE_BODY: Final = 64 * 1024
 """Bytes of a body that are read whoever sends it; for more there must be a token, and a route that takes it."""
 
 
+class BrokenBodyError(Exception):
+    """Raised by the iterator of a body that ends before its end: the client must see that there should be more."""
+
+
 class StartServing(Message, frozen=True):
     """Bind both servers and serve."""
 

@@ -49,7 +49,8 @@ def invalid_name(name: str) -> str | None:
     return None
 
 
-def _checked(name: str, field: str) -> None:
+def check_name(name: str, field: str) -> None:
+    """Raise ValueError, which names the field, for a name that Postgres could not hold as it is."""
     if (reason := invalid_name(name)) is not None:
         msg = f"{reason} (field `{field}`, {name[:80]!r})"
         raise ValueError(msg)
@@ -79,7 +80,7 @@ class Role(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse names that Postgres would cut or misread."""
-        _checked(self.name, "name")
+        check_name(self.name, "name")
 
 
 class Database(msgspec.Struct, frozen=True):
@@ -91,8 +92,8 @@ class Database(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse names that Postgres would cut or misread."""
-        _checked(self.name, "name")
-        _checked(self.owner, "owner")
+        check_name(self.name, "name")
+        check_name(self.owner, "owner")
 
 
 class DeltaOp(msgspec.Struct, frozen=True):
@@ -104,9 +105,9 @@ class DeltaOp(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse bad names, and a renaming without its new name."""
-        _checked(self.name, "name")
+        check_name(self.name, "name")
         if self.new_name is not None:
-            _checked(self.new_name, "new_name")
+            check_name(self.new_name, "new_name")
         elif self.action in {"rename_db", "rename_role"}:
             msg = f"`{self.action}` of {self.name!r} needs a `new_name`"
             raise ValueError(msg)
@@ -151,7 +152,7 @@ class JwksSettings(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Refuse names that Postgres would cut or misread."""
         for name in self.role_names:
-            _checked(name, "role_names")
+            check_name(name, "role_names")
 
 
 class LocalProxySpec(msgspec.Struct, frozen=True, omit_defaults=True):

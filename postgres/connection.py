@@ -43,6 +43,17 @@ QUIET_OPTIONS: Final = (
 )
 """For sessions whose statements carry passwords: nothing of their text reaches log or statistics views."""
 
+UNDISTURBED_OPTIONS: Final = (
+    "search_path=",  # only pg_catalog: nothing of a user's can stand in for what we mean
+    "lock_timeout=10s",
+    "client_connection_check_interval=100ms",  # what was broken off ends in the server, too
+    "session_replication_role=replica",  # triggers and event triggers of users stay out of our statements
+)
+"""For sessions that change something, whatever users have set up."""
+EVENT_TRIGGERS_OFF: Final = "event_triggers=off"
+EVENT_TRIGGERS_SINCE: Final = 170000
+"""The version of Postgres that knows the option above."""
+
 CANCEL_GRACE_S: Final = 0.4
 """How long a cancelled task may take to cancel its statement in the server before it is cut off."""
 

@@ -19,7 +19,17 @@ from typing_extensions import override
 from ...messages.failpoints import Failpoint
 from ...messages.planning import CatalogPlanned
 from ...messages.secret import MASK
-from ...postgres.connection import QUIET_OPTIONS, Target, connect, parse_connstr, run_async
+from ...postgres.asking import reason
+from ...postgres.connection import (
+    EVENT_TRIGGERS_OFF,
+    EVENT_TRIGGERS_SINCE,
+    QUIET_OPTIONS,
+    UNDISTURBED_OPTIONS,
+    Target,
+    connect,
+    parse_connstr,
+    run_async,
+)
 from ..kit.jobs import Cancellation
 from . import apply as application
 from . import operations as op
@@ -69,19 +79,13 @@ RECONNECT_PAUSES_S: Final = (0.02, 0.1, 0.5, 1.0)
 OPTIONS: Final = (
     *QUIET_OPTIONS,
     "pg_stat_statements.track=none",  # it keeps the text of statements, passwords included
-    "search_path=",  # only pg_catalog: nothing of a user's can stand in for what we mean
-    "lock_timeout=10s",
-    "client_connection_check_interval=100ms",  # an application that was broken off ends in the server, too
-    "session_replication_role=replica",  # event triggers of users stay out of our statements
+    *UNDISTURBED_OPTIONS,
 )
 MAINTENANCE_OPTIONS: Final = (*OPTIONS, "neon.forward_ddl=false")
 READ_ONLY: Final = "default_transaction_read_only=on"
-EVENT_TRIGGERS_OFF: Final = "event_triggers=off"
-EVENT_TRIGGERS_SINCE: Final = 170000
 
 TRANSIENT: Final = frozenset({b"55P03", b"40P01", b"40001", b"55006", b"XX000"})
 """Lock timeout, deadlock, serialisation, object in use, and `tuple concurrently updated`."""
-LOCK_TIMEOUT: Final = b"55P03"
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
 Unit: TypeAlias = tuple[op.AnyOperation, ...]
@@ -470,22 +474,8 @@ def _refusal(results: Sequence[PGresult]) -> _Refused | None:
     """Return the first error among the results of one unit."""
     for number, result in enumerate(results):
         if result.status == ExecStatus.FATAL_ERROR:
-            return _Refused(number, result.error_field(DiagnosticField.SQLSTATE) or b"", _reason(result))
+            return _Refused(number, result.error_field(DiagnosticField.SQLSTATE) or b"", reason(result))
     return None
-
-
-def _reason(result: PGresult) -> str:
-    """Put an error into one line; never with the text of the statement, as libpq's own message has it."""
-
-    def field(which: DiagnosticField) -> str:
-        return " ".join((result.error_field(which) or b"").decode(errors="replace").split())
-
-    text = f"{field(DiagnosticField.MESSAGE_PRIMARY)} (SQLSTATE {field(DiagnosticField.SQLSTATE)})"
-    if detail := field(DiagnosticField.MESSAGE_DETAIL):
-        text += f"; {detail}"
-    if result.error_field(DiagnosticField.SQLSTATE) == LOCK_TIMEOUT:
-        text += "; another session holds a lock that is needed: end it (see pg_locks), then apply again"
-    return text
 
 
 def _line(error: BaseException) -> str:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 WAITING_THREADS: Final = 16
 """One for each request that may wait (`http/waiting.py`)."""
 EXTERNAL_THREADS: Final = WAITING_THREADS + 8
-INTERNAL_THREADS: Final = 4
+INTERNAL_THREADS: Final = 8 + 4
+"""One for each that may wait here, and some for the others."""
 EXTERNAL_CONNECTIONS: Final = 256
 INTERNAL_CONNECTIONS: Final = 64
 

@@ -6,9 +6,11 @@ limits by path, clients that close half of their connection, and queue warnings 
 Imported late: it loads waitress, whose stubs are wrong in places (the `type: ignore` comments here).
 """
 
+import contextlib
 import copy
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import InternalServerError
 
-from ...messages.serving import FREE_BODY, REFUSAL_KEY
+from ...messages.serving import FREE_BODY, REFUSAL_KEY, BrokenBodyError
 from ..kit.threads import show_name
 from .port import WebApp
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 MAX_HEADER: Final = 32 * 1024
 NO_SPILL: Final = 1 << 30
 """Bodies stay in memory, where their size is limited: the disk of a temporary file may be full."""
+HELD: Final = 1 << 20
+"""Bytes for one client beyond which whoever writes waits until it has read some."""
 IDLE_S: Final = 60
 """How long a connection may be silent between requests or in the middle of one."""
 CLEANUP_S: Final = 5
@@ -82,6 +86,7 @@ class WebServer:
             max_request_header_size=MAX_HEADER,
             inbuf_overflow=NO_SPILL,
             outbuf_overflow=NO_SPILL,
+            outbuf_high_watermark=HELD,
             log_socket_errors=False,
             expose_tracebacks=False,
             clear_untrusted_proxy_headers=False,
@@ -306,6 +311,15 @@ class _DrainingTask(WSGITask):
     """Tells clients that the connection ends when the server is being drained."""
 
     @override
+    def service(self) -> None:
+        try:
+            super().service()
+        except BrokenBodyError:  # who raised it has logged it
+            self.close_on_finish = True
+            if not self.chunked_response:  # the end of the connection would be the end of the body
+                self.channel.reset_at_close()  # type: ignore[attr-defined] # our channel
+
+    @override
     def build_response_header(self) -> bytes:
         if self.channel.server.web.draining:  # type: ignore[attr-defined] # our listener
             self.set_close_on_finish()
@@ -376,6 +390,8 @@ class _Channel(HTTPChannel):
     _refused = False
     _lingering = False
     _expires: float | None = None
+    _stuck: tuple[float, float] | None = None
+    """Since when nothing was sent although there is something: `last_activity`, and when that was first seen."""
 
     @override
     def parser_class(self, adjustments: Adjustments) -> _Parser:  # type: ignore[override] # it is called
@@ -450,9 +466,23 @@ class _Channel(HTTPChannel):
         return True
 
     def expire(self) -> None:
-        """Close the connection if a request takes too long to arrive, or a refusal too long to be seen."""
-        if self._expires is not None and time.monotonic() >= self._expires and not self.requests:
+        """Close the connection if a request takes too long to arrive, or an answer too long to be read."""
+        now = time.monotonic()
+        if not self.total_outbufs_len:
+            self._stuck = None
+        elif self._stuck is None or self._stuck[0] != self.last_activity:
+            self._stuck = (self.last_activity, now)
+        elif now - self._stuck[1] >= IDLE_S:
             self.drop()
+            return
+        if self._expires is not None and now >= self._expires and not self.requests:
+            self.drop()
+
+    def reset_at_close(self) -> None:
+        """Let the end of the connection be an error for the client."""
+        with contextlib.suppress(OSError):
+            if self.socket is not None:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _half_close(self) -> bool:
         try:

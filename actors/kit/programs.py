@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -16,6 +17,7 @@ import msgspec
 
 from ...messages.failpoints import Failpoint
 from ...messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
+from ...messages.stream import ByteStream, StreamClosedError
 from .jobs import Cancellation
 from .metrics import Metrics
 
@@ -25,6 +27,7 @@ MARK: Final = "COMPUTE_NODE_HELPER"
 """Tells a helper and all that it starts from everybody else's processes."""
 SLOW_SPAWN_S: Final = 0.05
 """A start beyond it is counted: as long as a handler may take, for that is what it holds up."""
+BROKEN_OFF: Final = "it was broken off because the node is ending"
 _AFTER_KILL_S: Final = 2.0
 _CHUNK: Final = 65_536
 _numbers: Final = itertools.count()
@@ -60,6 +63,14 @@ class Result(msgspec.Struct, frozen=True):
     output: str
 
 
+class Program(msgspec.Struct, frozen=True):
+    """A program to be started: its arguments, its environment, and the descriptors that it inherits."""
+
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    pass_fds: tuple[int, ...] = ()
+
+
 class Wake:
     """A descriptor that becomes readable when a job is asked to end; close it before leaving."""
 
@@ -67,9 +78,10 @@ class Wake:
         self._lock = threading.Lock()
         self._descriptor: int | None = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.descriptor: Final = self._descriptor
-        cancellation.on_request(self._wake)
+        cancellation.on_request(self.wake)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Make it readable; from any thread."""
         with self._lock:
             if self._descriptor is not None:
                 os.eventfd_write(self._descriptor, 1)
@@ -103,6 +115,8 @@ class Starter:
         env: Mapping[str, str],
         cwd: str,
         output: int,
+        errors: int = subprocess.STDOUT,
+        pass_fds: Sequence[int] = (),
         protected: bool = False,
     ) -> "subprocess.Popen[bytes]":
         """Start a program, its output going to the descriptor (or PIPE). Raises ProgramError."""
@@ -121,7 +135,8 @@ class Starter:
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=errors,
+                pass_fds=pass_fds,
                 start_new_session=True,
                 umask=0o077,
                 **keywords,
@@ -187,6 +202,108 @@ def run(
         return Result(code, text)
     finally:
         wake.close()
+
+
+def pour(
+    program: Program,
+    *,
+    into: ByteStream,
+    poured: Callable[[int], None],
+    starter: Starter,
+    timeout_s: float,
+    cancellation: Cancellation,
+) -> Result:
+    """Run a program whose stdout goes into the stream as fast as it is read; `Result.output` is its stderr.
+
+    `poured` is called with the size of each piece that is in the stream. It is killed with all that it started when the reader leaves, on a cancellation or time-out. How the stream ends is
+    left to the caller, but for a cancellation. Raises CancelledError, StreamClosedError, and ProgramError as `run` does.
+    """
+    cancellation.check()
+    wake = Wake(cancellation)
+    cancellation.on_request(partial(into.fail, BROKEN_OFF))
+    into.on_close(wake.wake)
+    try:
+        mark = f"{os.getpid()}-{next(_numbers)}"
+        process = starter.start(
+            program.command,
+            env={**program.env, MARK: mark},
+            cwd="/",
+            output=subprocess.PIPE,
+            errors=subprocess.PIPE,
+            pass_fds=program.pass_fds,
+        )
+        with process:
+            pouring = _Pouring(process, into, poured, wake, timeout_s, cancellation.now)
+            try:
+                finished = pouring.run()
+            except BaseException:
+                _kill(process, f"{MARK}={mark}".encode(), cancellation.now)
+                cancellation.check()
+                raise
+            if not finished:
+                _kill(process, f"{MARK}={mark}".encode(), cancellation.now)
+            code = process.wait()
+        cancellation.check()
+        if into.closed:
+            raise StreamClosedError
+        said = pouring.said.decode(errors="replace")
+        if not finished:
+            msg = f"{program.command[0]} had not ended after {timeout_s:g} s and was killed; it said: {said.strip()}"
+            raise ProgramError(msg)
+        return Result(code, said)
+    finally:
+        wake.close()
+
+
+class _Pouring:
+    """Moves stdout of a process into a stream, and keeps the end of stderr."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        into: ByteStream,
+        poured: Callable[[int], None],
+        wake: Wake,
+        timeout_s: float,
+        now: Callable[[], float],
+    ) -> None:
+        assert process.stdout is not None  # noqa: S101 - it was made with pipes
+        assert process.stderr is not None  # noqa: S101 - as above
+        self.said = b""
+        self._output = process.stdout.fileno()
+        self._errors = process.stderr.fileno()
+        self._into = into
+        self._poured = poured
+        self._wake = wake
+        self._now = now
+        self._deadline = now() + timeout_s
+
+    def run(self) -> bool:
+        """Go on until all writers are gone (True), or until woken or out of time. Raises StreamClosedError."""
+        poll = select.poll()
+        opened = {self._output, self._errors}
+        for descriptor in (*opened, self._wake.descriptor):
+            poll.register(descriptor, select.POLLIN)
+        while opened and (left_s := self._deadline - self._now()) > 0:
+            ready = {descriptor for descriptor, _ in poll.poll(left_s * 1000)}
+            if self._wake.descriptor in ready:
+                return False
+            for descriptor in opened & ready:
+                data = os.read(descriptor, _CHUNK)
+                if not data:
+                    poll.unregister(descriptor)
+                    opened.discard(descriptor)
+                elif descriptor == self._errors:
+                    self.said = (self.said + data)[-MAX_OUTPUT:]
+                elif not self._pass_on(data):
+                    return False
+        return not opened
+
+    def _pass_on(self, data: bytes) -> bool:
+        written = self._into.write(data, max(0.0, self._deadline - self._now()))
+        if written:
+            self._poured(len(data))
+        return written
 
 
 def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], float]) -> bytes:

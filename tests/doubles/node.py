@@ -34,6 +34,22 @@ SPEC: Final[Mapping[str, Any]] = {
 }
 CONFIGURE: Final[Mapping[str, Any]] = {"spec": SPEC, "compute_ctl_config": {"jwks": {"keys": []}}}
 
+EXTENSION: Final[Mapping[str, Any]] = {"extension": "citext", "database": "neondb", "version": "1.6"}
+GRANTS: Final[Mapping[str, Any]] = {
+    "database": "neondb",
+    "schema": "public",
+    "privileges": ["CREATE", "USAGE"],
+    "role": "alice",
+}
+BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "/configure": CONFIGURE,
+    "/extensions": EXTENSION,
+    "/grants": GRANTS,
+}
+"""A good body for each route that takes one."""
+QUERIES: Final[Mapping[str, str]] = {"/database_schema": "?database=neondb"}
+"""A query for each route that must have one."""
+
 NO_ERROR_OBJECT: Final = frozenset({"/live", "/ready"})
 
 
@@ -92,6 +108,7 @@ def node(
         supervisor=supervisor,
         postgres_process=supervisor,
         configurator=supervisor,
+        clerk=supervisor,
         metrics=metrics or Metrics(),
         auth=AuthSettings(COMPUTE_ID, keys, required=required),
         stop_timeout_s=25.0,

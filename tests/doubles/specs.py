@@ -34,3 +34,30 @@ def settings(**changes: Any) -> NodeSettings:
     }
     fields |= changes
     return NodeSettings(**(fields | {"connstr": Secret(fields["connstr"])}))
+
+
+ODD_NAMES = [
+    "plain",
+    "  blanks  around  ",
+    "tab\there",
+    "new\nline",
+    "per%20cent",
+    "percent %s %(name)s",
+    'dou"ble',
+    '"quoted"',
+    "sin'gle",
+    "'quoted'",
+    "dollar$",
+    "$x$name$x$",
+    "$$",
+    "back\\slash",
+    "\\'; SELECT 1; --",
+    '"; DROP DATABASE postgres; --',
+    "\N{PILE OF POO}\N{SNOWMAN}",
+    "UPPER lower",
+    "select",
+    "{braces} {0}",
+    "a" * 63,
+    "\N{LATIN SMALL LETTER E WITH ACUTE}" * 31,
+]
+"""What roles and databases may be called, and somebody will trip over."""

@@ -36,34 +36,10 @@ from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.connection import params
 from psycopg import sql
 
-from doubles.specs import a_spec
+from doubles.specs import ODD_NAMES, a_spec
 from fix_postgres import Cluster as RealPostgres
 from fix_postgres import MakeCluster, Ports, wait_until
 
-ODD_NAMES = [
-    "plain",
-    "  blanks  around  ",
-    "tab\there",
-    "new\nline",
-    "per%20cent",
-    "percent %s %(name)s",
-    'dou"ble',
-    '"quoted"',
-    "sin'gle",
-    "'quoted'",
-    "dollar$",
-    "$x$name$x$",
-    "$$",
-    "back\\slash",
-    "\\'; SELECT 1; --",
-    '"; DROP DATABASE postgres; --',
-    "\N{PILE OF POO}\N{SNOWMAN}",
-    "UPPER lower",
-    "select",
-    "{braces} {0}",
-    "a" * 63,
-    "\N{LATIN SMALL LETTER E WITH ACUTE}" * 31,
-]
 STARTS = pytest.mark.slow
 """Starts a Postgres of its own."""
 pytestmark = STARTS

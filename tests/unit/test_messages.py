@@ -19,6 +19,7 @@ from compute_node.actors.kit.journal import Journal
 from compute_node.messages import spec as spec_module
 from compute_node.messages.base import Message, Request, decode, encode, redacted
 from compute_node.messages.catalog import ApplySpec
+from compute_node.messages.clerk import DumpSchema
 from compute_node.messages.secret import MASK, Secret
 from compute_node.messages.settings import NodeSettings
 from compute_node.messages.spec import (
@@ -30,12 +31,14 @@ from compute_node.messages.spec import (
     KeySet,
     StaticMode,
 )
+from compute_node.messages.stream import ByteStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PACKAGE = Path(compute_node.__file__).parent
 CANARY = "canary-5ecret"
 
+WITH_STREAMS = {DumpSchema}
 WIRE_MAPS = {
     ("ComputeSpec", "pgbouncer_settings"),
     ("RemoteExtSpec", "library_index"),
@@ -150,6 +153,7 @@ SIMPLE: dict[Any, st.SearchStrategy[Any]] = {
     Any: TEXT,
     Secret: TEXT.map(Secret),
     msgspec.UnsetType: st.just(msgspec.UNSET),
+    ByteStream: st.builds(ByteStream),
     msgspec.Raw: st.just(msgspec.Raw(b'{"a":1}')),
 }
 
@@ -200,11 +204,23 @@ class TestEveryMessage:
         self, kind: type[Message], data: st.DataObject
     ) -> None:
         message = data.draw(values(kind))
+        assert json.loads(redacted(message))["message"] == kind.__name__
+        assert repr(message)
+        if kind in WITH_STREAMS:
+            return
         written = encode(message)
         assert json.loads(written)["message"] == kind.__name__
         assert decode(kind, written) == message
-        assert json.loads(redacted(message))["message"] == kind.__name__
-        assert repr(message)
+
+
+def test_a_stream_of_bytes_is_in_one_message_only_and_has_no_other_form() -> None:
+    assert {
+        kind
+        for kind in message_classes()
+        if any(ByteStream in {hint, *get_args(hint)} for hint in get_type_hints(kind).values())
+    } == WITH_STREAMS
+    with pytest.raises(NotImplementedError):
+        encode(DumpSchema("d", ByteStream()))
 
 
 def test_no_two_messages_share_a_name_on_the_wire() -> None:

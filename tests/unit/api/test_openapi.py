@@ -14,7 +14,7 @@ METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 SCHEMA_KEYS = {
     "$ref", "type", "properties", "required", "items", "prefixItems", "anyOf", "enum", "const", "default",
     "title", "description", "additionalProperties", "minimum", "maximum", "pattern", "minItems", "maxItems",
-    "writeOnly", "discriminator", "format",
+    "writeOnly", "discriminator", "format", "minLength", "maxLength",
 }  # fmt: skip
 
 

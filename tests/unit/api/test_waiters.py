@@ -3,20 +3,22 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from compute_node.actors.kit.metrics import Metrics
-from compute_node.http import table
+from compute_node.http import clerk, table
 from compute_node.http.app import EXTERNAL, INTERNAL, create_external_app, create_internal_app
 from compute_node.http.errors import ApiError
 from compute_node.http.routes import configure, probes, terminate
 from compute_node.http.table import Route, Scope
 from compute_node.http.waiting import MAX_WAITERS, ClientGoneError, Waiters
 from compute_node.messages.base import ActorUnavailableError, AskTimeoutError
+from compute_node.messages.clerk import ClerkRequest
 from compute_node.messages.lifecycle import ShutdownMode, Terminate, Terminated
 from compute_node.messages.metrics import REFUSED_WAITERS, WAITERS
 
-from doubles.node import CONFIGURE, Client, StubSupervisor, node
+from doubles.node import BODIES, QUERIES, Client, StubSupervisor, node
 
 REQUEST = Terminate(ShutdownMode.FAST)
 
@@ -40,6 +42,30 @@ def test_beyond_the_limit_nothing_is_sent_and_the_answer_says_when_to_come_back(
         assert [answer.result(10) for answer in waiting] == [Terminated(lsn="0/1")] * 3
     assert metrics.read(WAITERS) == {(): 0.0}
     assert metrics.read(REFUSED_WAITERS) == {(): 1.0}
+
+
+def test_what_is_minor_leaves_places_for_configurations_and_terminations() -> None:
+    metrics, supervisor = Metrics(), StubSupervisor()
+    waiters = Waiters(metrics, limit=3, minor_limit=2)
+    with waiters.place(minor=True), waiters.place(minor=True):
+        with pytest.raises(ApiError) as caught, waiters.place(minor=True):
+            pass
+        assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "5"})
+        assert caught.value.text.startswith("2 requests are waiting already")
+        with waiters.place(minor=False):
+            assert metrics.read(WAITERS) == {(): 3.0}
+    with (
+        waiters.place(minor=False),
+        waiters.place(minor=False),
+        waiters.place(minor=False),
+        pytest.raises(ApiError, match=r"^3 requests are waiting already"),
+        waiters.place(minor=True),
+    ):
+        pass
+    with waiters.place(minor=True):
+        assert metrics.read(WAITERS) == {(): 1.0}
+    assert metrics.read(REFUSED_WAITERS) == {(): 2.0}
+    assert supervisor.asked == []
 
 
 @pytest.mark.parametrize("failure", [ActorUnavailableError("dead"), ValueError("odd")])
@@ -88,12 +114,16 @@ def test_no_request_outlives_its_limit_when_the_supervisor_keeps_silent(
         (probes, "PROBE_S"),
         (configure, "CONFIGURE_LIMIT_S"),
         (terminate, "STOP_MARGIN_S"),
+        (clerk, "QUEUE_LIMIT_S"),
+        (clerk, "MARGIN_S"),
+        *((request, "limit_s") for request in get_args(ClerkRequest)),
     )
     for module, name in limits:
         monkeypatch.setattr(module, name, 0.01)
     silent = replace(node(StubSupervisor()), stop_timeout_s=0.01)
     make = create_external_app if route in EXTERNAL else create_internal_app
     client = Client(make(silent))
-    result = client(route.method, route.path, document=CONFIGURE if route.body is not None else None)
-    from_memory = route.scope is Scope.PUBLIC and not route.path.endswith(("live", "ready"))
-    assert result.status_code == (200 if from_memory else 503 if route.scope is Scope.PUBLIC else 504)
+    result = client(route.method, route.path + QUERIES.get(route.path, ""), document=BODIES.get(route.path))
+    probe = route.path in {"/live", "/ready"}
+    from_memory = route.scope is Scope.PUBLIC and not route.waits and not probe
+    assert result.status_code == (200 if from_memory else 503 if probe else 504)

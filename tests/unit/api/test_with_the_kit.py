@@ -26,6 +26,7 @@ def _client(bench: ThreadedBench) -> Client:
         supervisor=bench.ref("supervisor"),
         postgres_process=bench.ref("postgres_process"),
         configurator=bench.ref("configurator"),
+        clerk=bench.ref("clerk"),
         metrics=bench.metrics,
         auth=AuthSettings(COMPUTE_ID, (KEY.jwk,)),
         refresh_metrics=bench.runtime.read_mailboxes,

@@ -24,7 +24,7 @@ from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.kit.metrics import Metrics
 from compute_node.http.app import create_apps
 from compute_node.http.table import LARGE_BODY, SMALL_BODY
-from compute_node.http.waiting import MAX_WAITERS
+from compute_node.http.waiting import MAX_MINOR, MAX_WAITERS
 from compute_node.messages.lifecycle import Configure, Configured, GetReadiness, GetStatus, Readiness
 from compute_node.messages.metrics import QUEUE_WARNINGS, REFUSED_WAITERS, WAITERS
 from compute_node.messages.serving import (
@@ -52,6 +52,7 @@ TOO_LARGE = "failed to buffer the request body: length limit exceeded"
 def test_there_is_a_thread_for_every_waiting_request_and_some_more() -> None:
     assert WAITING_THREADS == MAX_WAITERS
     assert EXTERNAL_THREADS == MAX_WAITERS + 8
+    assert INTERNAL_THREADS == MAX_MINOR + 4
 
 
 def test_all_threads_that_serve_for_ever_start_with_the_servers(served: Served) -> None:

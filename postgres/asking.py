@@ -1,0 +1,53 @@
+"""One statement after the other over libpq: rows as bytes, refusals in one line. Imported late, for psycopg."""
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from psycopg import AsyncConnection, generators, waiting
+from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGresult
+from psycopg.rows import TupleRow
+
+Row: TypeAlias = list[bytes | None]
+
+LOCK_TIMEOUT: Final = b"55P03"
+
+
+class StatementError(Exception):
+    """Postgres refused a statement."""
+
+    def __init__(self, sqlstate: str, text: str) -> None:
+        super().__init__(text)
+        self.sqlstate = sqlstate
+
+
+async def ask(
+    connection: AsyncConnection[TupleRow], statement: bytes, parameters: Sequence[bytes] = ()
+) -> list[Row]:
+    """Run one statement and return its rows. Raises StatementError and psycopg.Error.
+
+    If it is broken off, the connection must be closed: that ends it in the server, too.
+    """
+    pgconn = connection.pgconn
+    pgconn.send_query_params(statement, parameters or None)
+    result = (await waiting.wait_async(generators.execute(pgconn), pgconn.socket, interval=1.0))[-1]
+    if result.status == ExecStatus.FATAL_ERROR:
+        sqlstate = result.error_field(DiagnosticField.SQLSTATE) or b""
+        raise StatementError(sqlstate.decode(), reason(result))
+    return [
+        [result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)
+    ]
+
+
+def reason(result: PGresult) -> str:
+    """Put a refusal into one line; never with the text of the statement, as libpq's own message has it."""
+
+    def field(which: DiagnosticField) -> str:
+        return " ".join((result.error_field(which) or b"").decode(errors="replace").split())
+
+    text = f"{field(DiagnosticField.MESSAGE_PRIMARY)} (SQLSTATE {field(DiagnosticField.SQLSTATE)})"
+    if detail := field(DiagnosticField.MESSAGE_DETAIL):
+        text += f"; {detail}"
+    if result.error_field(DiagnosticField.SQLSTATE) == LOCK_TIMEOUT:
+        text += "; another session holds a lock that is needed: end it (see pg_locks), then try again"
+    return text
