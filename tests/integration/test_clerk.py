@@ -196,10 +196,11 @@ def test_roles_and_databases_are_listed_as_they_are_and_what_cannot_be_is_named(
             "CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'",
         ):
             connection.execute(sql.SQL(statement))
-        (verifier,) = connection.execute(
+        ((verifier,),) = connection.execute(
             "SELECT rolpassword FROM pg_authid WHERE rolname = 'alice'"
-        ).fetchone() or (None,)
+        ).fetchall()
     with session(postgres, "bytes") as connection:
+        connection.pgconn.exec_(b"SET client_encoding = 'SQL_ASCII'")
         connection.pgconn.exec_(b'CREATE ROLE "caf\xe9"')
     listed = ask(postgres, ListCatalog(with_passwords=True))
     assert isinstance(listed, Listed)
