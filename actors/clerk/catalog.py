@@ -21,7 +21,8 @@ from .dumping import COMMAND, PASSFILE, environment, one_line, password_file
 from .port import CatalogAccess, Dump
 
 FAILED: Final = "failed to execute pg_dump"
-MISSING: Final = Dump(error="database does not exist", missing=True)
+NO_DATABASE: Final = "database does not exist"
+MISSING: Final = Dump(error=NO_DATABASE, missing=True)
 CLIENT_LEFT: Final = "the client left"
 
 
@@ -44,9 +45,8 @@ class PostgresCatalog(CatalogAccess):
 
     @override
     def dump(self, request: DumpSchema, begun: Callable[[], None], cancellation: Cancellation) -> Dump:
-        if (
-            invalid_name(request.database) is not None
-        ):  # a longer one would be cut, and another database dumped
+        if invalid_name(request.database) is not None:  # a long one would be cut: another database
+            request.stream.fail(NO_DATABASE)
             return MISSING
         dump = self._dump(request, begun, cancellation)
         if dump.error is None:

@@ -9,9 +9,16 @@ from psycopg import AsyncConnection, Error
 from psycopg.rows import TupleRow
 
 from ...messages.failpoints import Failpoint, FailpointError
-from ...postgres.connection import Target, connect, parse_connstr, run_async
+from ...postgres.connection import (
+    EVENT_TRIGGERS_OFF,
+    EVENT_TRIGGERS_SINCE,
+    Target,
+    connect,
+    parse_connstr,
+    run_async,
+)
 from ..kit.jobs import Cancellation
-from .executor import EVENT_TRIGGERS_OFF, EVENT_TRIGGERS_SINCE, OPTIONS, TRANSIENT
+from .executor import OPTIONS, TRANSIENT
 from .migrations import MIGRATIONS, Step, due
 from .operations import role_named
 from .port import AdministrationError, MigrationReport

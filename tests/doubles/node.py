@@ -43,6 +43,7 @@ GRANTS: Final[Mapping[str, Any]] = {
 }
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/configure": CONFIGURE,
+    "/plan": CONFIGURE,
     "/extensions": EXTENSION,
     "/grants": GRANTS,
 }
