@@ -47,6 +47,7 @@ from compute_node.messages.lifecycle import (
     Terminated,
 )
 from compute_node.messages.metrics import CONDITION, UP
+from compute_node.messages.planning import GetSpec
 from compute_node.messages.postgres import PgdataKind
 from compute_node.messages.spec import ComputeSpec, Mode
 
@@ -181,9 +182,9 @@ class Invariants:
         for waiting in list(world.waiting):
             if waiting.pending.done:
                 world.waiting.remove(waiting)
-                if world.runtime.cell("supervisor").dead is None:
+                if world.runtime.cell(waiting.of).dead is None:
                     self._answered(waiting.request, waiting.pending.get(0))
-            elif isinstance(waiting.request, (GetStatus, GetReadiness)):
+            elif isinstance(waiting.request, (GetStatus, GetReadiness, GetSpec)):
                 waited_s = world.active_s - waiting.asked_active_s
                 assert waited_s < MARGIN_S / 100, f"{waiting.request} waited {waited_s:g} s for its answer"
 

@@ -39,6 +39,7 @@ from compute_node.messages.lifecycle import (
     StatusChanged,
     Terminate,
 )
+from compute_node.messages.planning import CompareSettings, GetSpec, PlanSpec
 from compute_node.messages.postgres import (
     ConfigurationAccepted,
     ConfigurationInstalled,
@@ -103,6 +104,7 @@ class Waiting:
     request: Request[Any]
     pending: Pending[Any]
     asked_active_s: float
+    of: str = "supervisor"
 
 
 class World:
@@ -269,14 +271,21 @@ class World:
 
     # --- What people do
 
-    def ask(self, request: Request[Any]) -> Waiting:
-        """Ask the Supervisor something whose answer may take long."""
-        waiting = Waiting(request, self.ref.request(request), self.active_s)
+    def ask(self, request: Request[Any], of: str = "supervisor") -> Waiting:
+        """Ask the Supervisor, or another, something whose answer may take long."""
+        pending: Pending[Any] = self.runtime.ref(of).request(request)
+        waiting = Waiting(request, pending, self.active_s, of)
         self.waiting.append(waiting)
         return waiting
 
     def configure(self, spec: ComputeSpec) -> Waiting:
         return self.ask(Configure(spec))
+
+    def plan(self) -> None:
+        """Ask for what a plan is made of."""
+        spec = self.some_spec()
+        self.ask(CompareSettings(spec), POSTGRES)
+        self.ask(PlanSpec(spec, everywhere=self.random.random() < 0.5), CONFIGURATOR)
 
     def terminate(self, mode: ShutdownMode | None = None) -> Waiting:
         self._stop_was_asked()
@@ -336,8 +345,9 @@ class World:
             (4, self.reread_configuration),
             (
                 4 if self.supervisor.state.attempt is None else 12,
-                lambda: self.ask(self.random.choice([GetStatus(), GetReadiness()])),
+                lambda: self.ask(self.random.choice([GetStatus(), GetReadiness(), GetSpec()])),
             ),
+            (4, self.plan),
             (6, self.break_something),
             (4, self.mend),
             (2, self.terminate),
@@ -392,6 +402,7 @@ class World:
             (faults, "install_takes_s", choice([1.0, 7.0])),
             (faults, "ignores", frozenset({choice([StopRung.FAST, StopRung.IMMEDIATE])})),
             (faults, "stop_takes_s", choice([1.0, 7.0, 100.0])),
+            (faults, "compare_takes_s", choice([1.0, 600.0])),
             (faults, "tidy_takes_s", choice([2.0, 1_000.0])),
             (faults, "cores_take_s", 60.0),
             (machine, "held", True),
