@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.actors.kit.metrics import Metrics
 from compute_node.actors.kit.programs import ProgramError
 from compute_node.messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
+from compute_node.messages.stream import CAPACITY, ByteStream, StreamBrokenError, StreamClosedError
 
 from fix_postgres import wait_until
 
@@ -68,6 +71,7 @@ def test_a_cancelled_program_is_gone_with_all_it_started_when_the_call_returns(t
     poll.register(reader, select.POLLIN)
     assert poll.poll(WAIT_S * 1000)
     assert os.read(reader, 10) == b"up\n"
+    os.set_blocking(reader, True)  # who was killed closes one thing after the other
     cancellation.request()
     thread.join(WAIT_S)
     assert not thread.is_alive()
@@ -168,3 +172,124 @@ def test_a_cancellation_after_the_end_is_harmless() -> None:
     cancellation = Cancellation()
     run_shell("true", cancellation)
     cancellation.request()
+
+
+# --- Programs whose output goes into a stream
+
+
+def start_pouring(
+    pool: ThreadPoolExecutor,
+    script: str,
+    stream: ByteStream,
+    cancellation: Cancellation | None = None,
+    timeout_s: float = WAIT_S,
+    poured: Callable[[int], None] = lambda _: None,
+) -> "Future[programs.Result]":
+    return pool.submit(
+        programs.pour,
+        programs.Program(("/bin/sh", "-c", script), {"PATH": os.environ["PATH"]}),
+        into=stream,
+        poured=poured,
+        starter=STARTER,
+        timeout_s=timeout_s,
+        cancellation=cancellation or Cancellation(),
+    )
+
+
+def test_output_goes_into_the_stream_and_errors_are_kept_apart() -> None:
+    stream = ByteStream()
+    sizes: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        pouring = start_pouring(pool, "echo out; echo err >&2; exit 3", stream, poured=sizes.append)
+        assert pouring.result(WAIT_S) == programs.Result(3, "err\n")
+    assert stream.read(0) == b"out\n"
+    assert sizes == [4]
+
+
+def test_a_program_whose_output_nobody_reads_stands_still_and_takes_no_memory() -> None:
+    stream, total = ByteStream(), 0
+    size = 8 << 20
+    with ThreadPoolExecutor(1) as pool:
+        sizes: list[int] = []
+        script = f"head -c {size} /dev/zero; head -c 300000 /dev/zero >&2"
+        pouring = start_pouring(pool, script, stream, poured=sizes.append)
+        wait_until(lambda: sum(sizes) >= CAPACITY, "the stream is full", WAIT_S)
+        assert not pouring.done()
+        assert sum(sizes) <= CAPACITY + 65_536
+        while total < size:
+            total += len(stream.read(WAIT_S) or b"")
+        assert len(pouring.result(WAIT_S).output) == programs.MAX_OUTPUT
+    assert total == size
+
+
+STUBBORN = (
+    'trap "" TERM HUP INT; (setsid sh -c "exec 3>{fifo}; echo up >&3; exec sleep 60" &) ; echo begin; {then}'
+)
+
+
+@pytest.mark.parametrize(
+    ("end", "then"),
+    [
+        ("close", "sleep 60"),
+        ("close", "exec yes"),
+        ("cancel", "sleep 60"),
+        ("cancel", "exec yes"),
+        ("time-out", "exec yes"),
+    ],
+)
+def test_who_pours_for_nobody_is_gone_with_all_it_started(tmp_path: Path, end: str, then: str) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    stream, cancellation = ByteStream(), Cancellation()
+    with ThreadPoolExecutor(1) as pool, os.fdopen(reader, "rb", buffering=0) as pipe:
+        pouring = start_pouring(
+            pool,
+            STUBBORN.format(fifo=fifo, then=then),
+            stream,
+            cancellation,
+            timeout_s=3.0 if end == "time-out" else WAIT_S * 3,
+        )
+        wait_until(lambda: pipe.read(3) == b"up\n", "its own daemon is there", WAIT_S)
+        match end:
+            case "close":
+                stream.close()
+                expected: type[Exception] = StreamClosedError
+            case "cancel":
+                cancellation.request()
+                expected = CancelledError
+            case _:
+                expected = ProgramError
+        with pytest.raises(expected):
+            pouring.result(WAIT_S)
+        assert pipe.read(1) == b"", "nobody holds the other end"
+    if end == "cancel":
+        with pytest.raises(StreamBrokenError, match=r"^it was broken off because the node is ending$"):
+            stream.read(0)
+
+
+def test_a_reader_that_has_left_before_the_start_is_noticed_too() -> None:
+    stream = ByteStream()
+    stream.close()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StreamClosedError):
+        start_pouring(pool, "sleep 60", stream).result(WAIT_S)
+
+
+def test_descriptors_are_passed_on_by_name_only() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"word")
+    os.close(writing)
+    stream = ByteStream()
+    result = programs.pour(
+        programs.Program(
+            ("/bin/sh", "-c", f"cat /proc/self/fd/{reading}"), {"PATH": os.environ["PATH"]}, (reading,)
+        ),
+        into=stream,
+        poured=lambda _: None,
+        starter=STARTER,
+        timeout_s=WAIT_S,
+        cancellation=Cancellation(),
+    )
+    os.close(reading)
+    assert (result.code, stream.read(0)) == (0, b"word")
