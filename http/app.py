@@ -60,7 +60,12 @@ EXTERNAL: Final[tuple[Route, ...]] = (
     *description.ROUTES,
     *journal.ROUTES,
 )
-INTERNAL: Final[tuple[Route, ...]] = (probes.LIVE, *extensions.ROUTES, *grants.ROUTES)
+INTERNAL: Final[tuple[Route, ...]] = (
+    probes.LIVE,
+    *extensions.ROUTES,
+    *grants.ROUTES,
+    *description.ROUTES,
+)
 """The internal server serves loopback only and asks for no token, so each of its routes says PUBLIC."""
 
 REQUEST_ID: Final = "x-request-id"

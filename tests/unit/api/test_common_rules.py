@@ -373,7 +373,12 @@ def test_what_a_server_could_not_read_is_answered_in_the_form_of_every_error(cli
 
 def test_the_internal_server_has_its_own_routes_and_asks_for_no_token(supervisor: StubSupervisor) -> None:
     internal = Client(create_internal_app(node(supervisor)), token="")
-    assert {route.path for route in internal.app.routes} == {"/live", "/extensions", "/grants"}
+    assert {route.path for route in internal.app.routes} == {
+        "/live",
+        "/extensions",
+        "/grants",
+        "/openapi.json",
+    }
     for path in ("/status", "/configure", "/metrics", "/dbs_and_roles", "/database_schema"):
         assert internal("POST", path).status_code == 404
     assert internal("POST", "/live").status_code == 405
