@@ -15,7 +15,7 @@ ROOM_BYTES: Final = 32 * MB
 HOLD_S: Final = 10.0
 """How long the word of Postgres counts: a quota, or a file that was too large, shows in no number."""
 
-PHRASES: Final = ("No space left on device", "Disk quota exceeded")
+PHRASES: Final = ("No space left on device", "Disk quota exceeded", "Check free disk space")
 REMEDY: Final = "free some space or enlarge the volume"
 
 

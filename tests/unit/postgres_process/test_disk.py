@@ -70,6 +70,10 @@ def test_the_word_of_postgres_counts_for_a_while_although_there_seems_to_be_room
     [
         ('PANIC:  could not write to file "x": No space left on device', True),
         ("could not extend file: Disk quota exceeded", True),
+        (
+            'could not extend file "base/5/1": wrote only 4096 of 8192 bytes at block 36\nHINT:  Check free disk space.',
+            True,
+        ),
         ("ERROR:  division by zero", False),
     ],
 )
