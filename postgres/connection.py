@@ -46,10 +46,19 @@ QUIET_OPTIONS: Final = (
 UNDISTURBED_OPTIONS: Final = (
     "search_path=",  # only pg_catalog: nothing of a user's can stand in for what we mean
     "lock_timeout=10s",
+    "idle_session_timeout=0",
+    "idle_in_transaction_session_timeout=0",
+    "default_transaction_isolation=read committed",
+    "standard_conforming_strings=on",
+    "default_tablespace=",
+    "default_table_access_method=heap",
+    "session_preload_libraries=",  # one that is missing refuses every session
+    "local_preload_libraries=",
+    "jit=off",
     "client_connection_check_interval=100ms",  # what was broken off ends in the server, too
     "session_replication_role=replica",  # triggers and event triggers of users stay out of our statements
 )
-"""For sessions that change something, whatever users have set up."""
+"""For sessions that change something, whatever users have set for databases and roles, and made in them."""
 EVENT_TRIGGERS_OFF: Final = "event_triggers=off"
 EVENT_TRIGGERS_SINCE: Final = 170000
 """The version of Postgres that knows the option above."""

@@ -81,8 +81,12 @@ OPTIONS: Final = (
     "pg_stat_statements.track=none",  # it keeps the text of statements, passwords included
     *UNDISTURBED_OPTIONS,
 )
+"""They win over what users have set for databases and roles."""
 MAINTENANCE_OPTIONS: Final = (*OPTIONS, "neon.forward_ddl=false")
 READ_ONLY: Final = "default_transaction_read_only=on"
+OPTIONS_OF_17: Final = (EVENT_TRIGGERS_OFF, "transaction_timeout=0")
+SETTINGS_OF_17: Final = b"SET event_triggers = off"
+"""For the connection that is open before the version is known."""
 
 TRANSIENT: Final = frozenset({b"55P03", b"40P01", b"40001", b"55006", b"XX000"})
 """Lock timeout, deadlock, serialisation, object in use, and `tuple concurrently updated`."""
@@ -187,6 +191,9 @@ class PostgresSession(Session):
             if catalog.server_version >= COLLATION_VERSIONS_SINCE:
                 (drift,) = await _ask(connection, (DRIFT_QUESTION,))
                 catalog = msgspec.structs.replace(catalog, drift=read_drift(drift))
+            if catalog.server_version >= EVENT_TRIGGERS_SINCE:
+                self._visit_options = (*OPTIONS, *OPTIONS_OF_17)
+                await _ask(connection, ((SETTINGS_OF_17, ()),))
             if has_mark(catalog):
                 (mark,) = await _ask(connection, (MARK_QUESTION,))
                 catalog = msgspec.structs.replace(catalog, mark=read_mark(mark))
@@ -209,8 +216,6 @@ class PostgresSession(Session):
             descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         )
         self._server_version = catalog.server_version
-        if catalog.server_version >= EVENT_TRIGGERS_SINCE:
-            self._visit_options = (*OPTIONS, EVENT_TRIGGERS_OFF)
         return catalog
 
     @override

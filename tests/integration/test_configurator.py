@@ -575,32 +575,61 @@ def test_the_tables_of_a_departing_role_survive_when_they_cannot_be_reassigned(
 # --- What users do ---------------------------------------------------------------------------------------
 
 
-def test_settings_that_users_made_do_not_sabotage_the_application(
+HARMLESS = (
+    "-c session_preload_libraries= -c local_preload_libraries= -c idle_session_timeout=0 -c role=cloud_admin"
+)
+
+
+def test_settings_and_objects_that_users_made_do_not_sabotage_the_application(
     binaries: Binaries, cluster: MakeCluster
 ) -> None:
     postgres = cluster(binaries)
     applied(postgres, spec([Role("a"), Role("b")], [Database("x", "a")]))
-    postgres.query("CREATE SCHEMA hostile", dbname="x")
-    for function in ("current_database() RETURNS name", "aclexplode(aclitem[]) RETURNS int"):
-        postgres.query(
-            f"CREATE FUNCTION hostile.{function} LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END'", dbname="x"
-        )
-    for where in ("DATABASE x", "DATABASE postgres", "ROLE cloud_admin"):
-        for setting in (
-            "role = 'b'",
-            "default_transaction_read_only = on",
-            "search_path = hostile, pg_catalog",
-            "statement_timeout = 1",
-            "lock_timeout = 1",
-            "idle_in_transaction_session_timeout = 1",
-        ):
-            postgres.query(f"ALTER {where} SET {setting}")
-    postgres.query("ALTER SCHEMA public OWNER TO cloud_admin", dbname="x")
-    wanted = spec(
-        [role("c", "1" * 32)], [Database("x", "c"), Database("z", "c")], DeltaOp("delete_role", "a")
+    shadows = (
+        "FUNCTION hostile.current_database() RETURNS name",
+        "FUNCTION hostile.now() RETURNS timestamptz",
+        "FUNCTION hostile.aclexplode(aclitem[]) RETURNS int",
+        "FUNCTION hostile.same(name, text) RETURNS bool",
     )
-    changes_nothing(postgres, wanted, applied(postgres, wanted))
+    for name in ("x", "postgres"):
+        with session(postgres, name) as user:
+            user.execute("CREATE SCHEMA hostile")
+            for shadow in shadows:
+                user.execute(f"CREATE {shadow} LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END'".encode())
+            user.execute(
+                "CREATE OPERATOR hostile.= (LEFTARG = name, RIGHTARG = text, FUNCTION = hostile.same)"
+            )
+            user.execute("CREATE TABLE hostile.pg_database ()")
+    with session(postgres, options=HARMLESS) as admin:
+        admin.execute("DROP TABLE public.health_check")
+        for where in ("DATABASE x", "DATABASE postgres", "ROLE cloud_admin"):
+            for setting in (
+                "role = 'b'",
+                "default_transaction_read_only = on",
+                "search_path = hostile, pg_catalog",
+                "statement_timeout = 1",
+                "lock_timeout = 1",
+                "idle_in_transaction_session_timeout = 1",
+                "idle_session_timeout = 1",
+                "default_transaction_isolation = serializable",
+                "default_transaction_deferrable = on",
+                "standard_conforming_strings = off",
+                "session_preload_libraries = 'missing'",
+                "local_preload_libraries = 'missing'",
+                *(["transaction_timeout = 1"] if binaries.major >= 17 and where == "DATABASE x" else []),
+            ):
+                admin.execute(f"ALTER {where} SET {setting}".encode())
+        with session(postgres, "x", options=HARMLESS) as other:
+            other.execute("SET default_transaction_read_only = off")
+            other.execute("ALTER SCHEMA public OWNER TO cloud_admin")
+        wanted = spec(
+            [role("c", "1" * 32)], [Database("x", "c"), Database("z", "c")], DeltaOp("delete_role", "a")
+        )
+        changes_nothing(postgres, wanted, applied(postgres, wanted))
+        for where in ("DATABASE x", "DATABASE postgres", "ROLE cloud_admin"):
+            admin.execute(f"ALTER {where} RESET ALL".encode())
     assert databases_of(postgres) == {"x": "c", "z": "c"}
+    assert postgres.query("SELECT id FROM public.health_check") == [(1,)]
 
 
 def test_event_triggers_of_users_stay_out_of_it(binaries: Binaries, cluster: MakeCluster) -> None:
@@ -621,6 +650,9 @@ def test_event_triggers_of_users_stay_out_of_it(binaries: Binaries, cluster: Mak
     postgres.query(
         "SET session_replication_role = replica; ALTER SCHEMA public OWNER TO cloud_admin", dbname="x"
     )
+    if binaries.major >= 17:  # before, nobody can switch those off that fire in replicas, too
+        for name in ("x", "postgres"):
+            postgres.query("ALTER EVENT TRIGGER no ENABLE ALWAYS", dbname=name)
     changes_nothing(postgres, wanted, applied(postgres, wanted))
 
 
