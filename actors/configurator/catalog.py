@@ -136,57 +136,62 @@ GROUP BY r.rolname
 """
 
 _FOREIGN_GRANTS: Final = b"""
-SELECT DISTINCT g.rolname, o.rolname, x.target, x.names::pg_catalog.text
+SELECT g.rolname, o.rolname, x.target, x.names::pg_catalog.text,
+       pg_catalog.string_agg(x.privilege, ',' ORDER BY x.privilege)
 FROM (
-  SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCES' ELSE 'TABLES' END AS target,
-         pg_catalog.jsonb_build_array(n.nspname) AS names, c.relowner AS owner, a.grantor, a.grantee
+  SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS target,
+         pg_catalog.jsonb_build_array(n.nspname, c.relname) AS names, c.relowner AS owner,
+         a.grantor, a.grantee, a.privilege_type AS privilege
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace,
        pg_catalog.aclexplode(c.relacl) a
   UNION ALL
-  SELECT 'TABLES', pg_catalog.jsonb_build_array(n.nspname), c.relowner, a.grantor, a.grantee
+  SELECT 'COLUMN', pg_catalog.jsonb_build_array(n.nspname, c.relname, t.attname), c.relowner,
+         a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_attribute t JOIN pg_catalog.pg_class c ON c.oid = t.attrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, pg_catalog.aclexplode(t.attacl) a
   WHERE t.attacl IS NOT NULL
   UNION ALL
-  SELECT 'ROUTINES', pg_catalog.jsonb_build_array(n.nspname), p.proowner, a.grantor, a.grantee
+  SELECT 'ROUTINE', pg_catalog.jsonb_build_array(n.nspname, p.proname, pg_catalog.oidvectortypes(p.proargtypes)),
+         p.proowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace,
        pg_catalog.aclexplode(p.proacl) a
   UNION ALL
-  SELECT 'SCHEMA', pg_catalog.jsonb_build_array(s.nspname), s.nspowner, a.grantor, a.grantee
+  SELECT 'SCHEMA', pg_catalog.jsonb_build_array(s.nspname), s.nspowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_namespace s, pg_catalog.aclexplode(s.nspacl) a
   UNION ALL
-  SELECT 'TYPE', pg_catalog.jsonb_build_array(n.nspname, t.typname), t.typowner, a.grantor, a.grantee
+  SELECT 'TYPE', pg_catalog.jsonb_build_array(n.nspname, t.typname), t.typowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace,
        pg_catalog.aclexplode(t.typacl) a
   UNION ALL
-  SELECT 'LANGUAGE', pg_catalog.jsonb_build_array(l.lanname), l.lanowner, a.grantor, a.grantee
+  SELECT 'LANGUAGE', pg_catalog.jsonb_build_array(l.lanname), l.lanowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_language l, pg_catalog.aclexplode(l.lanacl) a
   UNION ALL
-  SELECT 'LARGE_OBJECT', pg_catalog.jsonb_build_array(m.oid), m.lomowner, a.grantor, a.grantee
+  SELECT 'LARGE_OBJECT', pg_catalog.jsonb_build_array(m.oid), m.lomowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_largeobject_metadata m, pg_catalog.aclexplode(m.lomacl) a
   UNION ALL
-  SELECT 'WRAPPER', pg_catalog.jsonb_build_array(w.fdwname), w.fdwowner, a.grantor, a.grantee
+  SELECT 'WRAPPER', pg_catalog.jsonb_build_array(w.fdwname), w.fdwowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_foreign_data_wrapper w, pg_catalog.aclexplode(w.fdwacl) a
   UNION ALL
-  SELECT 'SERVER', pg_catalog.jsonb_build_array(f.srvname), f.srvowner, a.grantor, a.grantee
+  SELECT 'SERVER', pg_catalog.jsonb_build_array(f.srvname), f.srvowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_foreign_server f, pg_catalog.aclexplode(f.srvacl) a%s
 ) x
 JOIN pg_catalog.pg_authid g ON g.oid = x.grantee
 JOIN pg_catalog.pg_authid o ON o.oid = x.grantor
 WHERE x.grantor <> x.owner
   AND g.rolname IN (SELECT pg_catalog.json_array_elements_text($1::pg_catalog.json))
+GROUP BY g.rolname, o.rolname, x.target, x.names
 """
 _SHARED_GRANTS: Final = b"""
   UNION ALL
-  SELECT 'DATABASE', pg_catalog.jsonb_build_array(d.datname), d.datdba, a.grantor, a.grantee
+  SELECT 'DATABASE', pg_catalog.jsonb_build_array(d.datname), d.datdba, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_database d, pg_catalog.aclexplode(d.datacl) a
   UNION ALL
-  SELECT 'TABLESPACE', pg_catalog.jsonb_build_array(b.spcname), b.spcowner, a.grantor, a.grantee
+  SELECT 'TABLESPACE', pg_catalog.jsonb_build_array(b.spcname), b.spcowner, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_tablespace b, pg_catalog.aclexplode(b.spcacl) a"""
 _PARAMETER_GRANTS: Final = b"""
   UNION ALL
   SELECT 'PARAMETER', pg_catalog.to_jsonb(pg_catalog.string_to_array(q.parname, '.')),
-         10::pg_catalog.oid, a.grantor, a.grantee
+         10::pg_catalog.oid, a.grantor, a.grantee, a.privilege_type
   FROM pg_catalog.pg_parameter_acl q, pg_catalog.aclexplode(q.paracl) a"""
 PARAMETER_GRANTS_SINCE: Final = 150000
 
@@ -341,12 +346,13 @@ def read_facts(answers: Sequence[Sequence[Row]]) -> tuple[str, DatabaseFacts]:
 
 def _holdings(holders: Sequence[Row], grants: Sequence[Row]) -> dict[str, Holdings]:
     owns = {_text(role): _truth(is_owner) for role, is_owner in holders}
-    foreign: dict[str, set[tuple[str, op.GrantTarget, tuple[str, ...]]]] = {role: set() for role in owns}
-    for role, grantor, target, names in grants:
+    foreign: dict[str, set[op.Grant]] = {role: set() for role in owns}
+    for role, grantor, target, names, privileges in grants:
         if _readable(grantor, names):
             found = foreign.setdefault(_text(role), set())
             parts = msgspec.json.decode(names or b"[]", type=tuple[str, ...], strict=False)
-            found.add((_text(grantor), op.GrantTarget[_text(target)], parts))
+            words = tuple(_text(privileges).split(","))
+            found.add(op.Grant(_text(grantor), op.GrantTarget[_text(target)], parts, words))
     return {role: Holdings(owns.get(role, False), frozenset(found)) for role, found in foreign.items()}
 
 

@@ -32,7 +32,7 @@ _Other: TypeAlias = (
     | op.CreateAvailabilityCheck
     | op.SilenceOwnAudit
     | op.ReassignOwned
-    | op.RevokeGrants
+    | op.RevokeGrant
     | op.SetPublicOwner
     | op.GrantPublicToWebAccess
     | op.AlterDefaultPrivileges
@@ -117,8 +117,8 @@ class Holdings(msgspec.Struct, frozen=True):
     """What stands in the way of a role's drop in one database."""
 
     owns: bool = False
-    foreign_grants: frozenset[tuple[str, op.GrantTarget, tuple[str, ...]]] = frozenset()
-    """(grantor, kind, names): privileges granted to the role by others than the owner."""
+    foreign_grants: frozenset[op.Grant] = frozenset()
+    """Privileges granted to the role by others than the owner."""
 
 
 class DatabaseFacts(msgspec.Struct, frozen=True):
@@ -220,14 +220,16 @@ class Draft:
             case op.MoveExtension(name, schema):
                 self._change_extension(name, schema=schema)
             case op.UpdateExtension(name, version):
-                self._change_extension(name, version=version)
+                offered = self._start.neon if name == NEON else None
+                relocatable = self.extensions[name].relocatable if offered is None else offered.relocatable
+                self._change_extension(name, version=version, relocatable=relocatable)
             case op.CreateAvailabilityCheck():
                 self.tables.add(HEALTH_CHECK)
             case op.SilenceOwnAudit(name):
                 self.silent.add(name)
             case (
                 op.ReassignOwned()
-                | op.RevokeGrants()
+                | op.RevokeGrant()
                 | op.SetPublicOwner()
                 | op.GrantPublicToWebAccess()
                 | op.AlterDefaultPrivileges()
@@ -278,7 +280,10 @@ def facts_renamed(facts: DatabaseFacts, name: str, new_name: str) -> DatabaseFac
 
     holdings = {
         new(role): Holdings(
-            held.owns, frozenset((new(g), target, names) for g, target, names in held.foreign_grants)
+            held.owns,
+            frozenset(
+                msgspec.structs.replace(grant, grantor=new(grant.grantor)) for grant in held.foreign_grants
+            ),
         )
         for role, held in facts.holdings.items()
     }
@@ -299,9 +304,9 @@ def _facts_after_one(facts: DatabaseFacts, operation: op.Visiting) -> DatabaseFa
         case op.ReassignOwned(_, role):
             held = replace(facts.holdings.get(role, Holdings()), owns=False)
             return replace(facts, holdings=facts.holdings | {role: held})
-        case op.RevokeGrants(_, role, grantor, target, names):
+        case op.RevokeGrant(_, role, grant):
             held = facts.holdings.get(role, Holdings())
-            held = replace(held, foreign_grants=held.foreign_grants - {(grantor, target, names)})
+            held = replace(held, foreign_grants=held.foreign_grants - {grant})
             return replace(facts, holdings=facts.holdings | {role: held})
         case op.DropOwned(_, role):
             return replace(facts, holdings={r: held for r, held in facts.holdings.items() if r != role})

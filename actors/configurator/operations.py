@@ -507,11 +507,12 @@ class ReassignOwned(_Releasing, frozen=True):
 
 
 class GrantTarget(Enum):
-    """What a grant was made on; the values are the words of REVOKE. After them come the names."""
+    """What a grant was made on; the values are the words of REVOKE."""
 
-    TABLES = "ALL TABLES IN SCHEMA"
-    SEQUENCES = "ALL SEQUENCES IN SCHEMA"
-    ROUTINES = "ALL ROUTINES IN SCHEMA"
+    TABLE = "TABLE"
+    COLUMN = "COLUMN"
+    SEQUENCE = "SEQUENCE"
+    ROUTINE = "ROUTINE"
     SCHEMA = "SCHEMA"
     TYPE = "TYPE"
     LANGUAGE = "LANGUAGE"
@@ -523,24 +524,35 @@ class GrantTarget(Enum):
     PARAMETER = "PARAMETER"
 
 
-class RevokeGrants(_Releasing, frozen=True):
-    """Revoke what a role other than the owner granted to a departing role; DROP OWNED does not."""
+class Grant(msgspec.Struct, frozen=True):
+    """What one role granted to another on one thing.
+
+    Exactly these privileges are revoked, on nothing else: asked for more, Postgres would act in the name of another
+    role that the grantor is a member of, or refuse.
+    """
 
     grantor: str
     target: GrantTarget
     names: tuple[str, ...]
-    """The name of what was granted, part by part: schema and type, the oid of a large object."""
+    """Of the thing, part by part: schema, table, column; schema, routine, types; the oid of a large object."""
+    privileges: tuple[str, ...]
+
+
+class RevokeGrant(_Releasing, frozen=True):
+    """Revoke what a role other than the owner granted to a departing role; DROP OWNED does not."""
+
+    grant: Grant
 
     @property
     @override
     def mentions(self) -> tuple[str, ...]:
-        return (role_named(self.role), role_named(self.grantor))
+        return (role_named(self.role), role_named(self.grant.grantor))
 
     @override
     def describe(self) -> str:
         return (
-            f"revoke what {role_named(self.grantor)} granted to {self.subject}"
-            f" on {self.target.value.lower()} {'.'.join(map(shown, self.names))}"
+            f"revoke what {role_named(self.grant.grantor)} granted to {self.subject}"
+            f" on {self.grant.target.value.lower()} {'.'.join(map(shown, self.grant.names))}"
         )
 
 
@@ -653,7 +665,7 @@ Maintaining: TypeAlias = (
 )
 Visiting: TypeAlias = (
     ReassignOwned
-    | RevokeGrants
+    | RevokeGrant
     | DropOwned
     | DropSubscription
     | SetPublicOwner

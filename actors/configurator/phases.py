@@ -375,8 +375,8 @@ def plan_visit(
 def _release(visit: Visit, role: str, held: Holdings) -> Iterator[op.Visiting]:
     if held.owns:
         yield op.ReassignOwned(visit.database, role, visit.owner)
-    for grantor, target, names in sorted(held.foreign_grants, key=repr):
-        yield op.RevokeGrants(visit.database, role, grantor, target, names)
+    for grant in sorted(held.foreign_grants, key=repr):
+        yield op.RevokeGrant(visit.database, role, grant)
     yield op.DropOwned(visit.database, role)
 
 
@@ -412,12 +412,15 @@ def bring_extension_neon(planner: Planner) -> Iterator[op.Maintaining]:
         return
     if NEON not in planner.draft.extensions:
         yield op.CreateExtensionNeon(NEON, NEON)
-    if not planner.draft.extensions[NEON].relocatable:
-        yield op.MakeRelocatable(NEON)
-    if planner.draft.extensions[NEON].schema != NEON:
+    installed = planner.draft.extensions
+    if installed[NEON].schema != NEON:
+        if not installed[NEON].relocatable:
+            yield op.MakeRelocatable(NEON)
         yield op.MoveExtension(NEON, NEON)
-    if planner.draft.extensions[NEON].version != offered.version:
+    if installed[NEON].version != offered.version:
         yield op.UpdateExtension(NEON, offered.version)
+    if not installed[NEON].relocatable:
+        yield op.MakeRelocatable(NEON)
 
 
 def create_availability_check(planner: Planner) -> Iterator[op.Maintaining]:

@@ -86,8 +86,6 @@ def statements(operation: op.AnyOperation) -> tuple[sql.Composed, ...]:  # noqa:
         case op.DropSubscription(_, name):
             subscription = sql.Identifier(name)
             return (
-                # The catalog is shared: who drops waits for others here, and not holding what they need.
-                *_one("LOCK TABLE pg_catalog.pg_subscription IN ACCESS EXCLUSIVE MODE"),
                 *_one("ALTER SUBSCRIPTION {} DISABLE", subscription),
                 *_one("ALTER SUBSCRIPTION {} SET (slot_name = NONE)", subscription),
                 # Slots of tables that are still being copied would be dropped at the publisher, where they may
@@ -99,15 +97,14 @@ def statements(operation: op.AnyOperation) -> tuple[sql.Composed, ...]:  # noqa:
             return _one("DROP ROLE IF EXISTS {}", sql.Identifier(name))
         case op.ReassignOwned(_, role, owner):
             return _one("REASSIGN OWNED BY {} TO {}", sql.Identifier(role), sql.Identifier(owner))
-        case op.RevokeGrants(_, role, grantor, target, names):
+        case op.RevokeGrant(_, role, grant):
             return (
-                *_one("SET ROLE {}", sql.Identifier(grantor)),
+                *_one("SET ROLE {}", sql.Identifier(grant.grantor)),
                 *_one(
-                    "REVOKE ALL PRIVILEGES ON {} {} FROM {} GRANTED BY {} CASCADE",
-                    sql.SQL(target.value),
-                    _granted_on(target, names),
+                    "REVOKE {} FROM {} GRANTED BY {} CASCADE",
+                    _granted(grant),
                     sql.Identifier(role),
-                    sql.Identifier(grantor),
+                    sql.Identifier(grant.grantor),
                 ),
                 *_one("RESET ROLE"),
             )
@@ -145,10 +142,26 @@ def _noting(timeline: str, left: tuple[int, ...]) -> tuple[sql.Composed, ...]:
     )
 
 
-def _granted_on(target: op.GrantTarget, names: tuple[str, ...]) -> sql.Composable:
-    if target is op.GrantTarget.LARGE_OBJECT:
-        return sql.Literal(int(names[0]))
-    return sql.Identifier(*names)
+def _granted(grant: op.Grant) -> sql.Composed:
+    """Say what was granted on what; privileges, and a routine's types, are Postgres's own words for them."""
+    privileges = sql.SQL(", ").join(map(sql.SQL, grant.privileges))
+    on: sql.Composable = sql.Identifier(*grant.names)
+    match grant.target:
+        case op.GrantTarget.COLUMN:
+            *table, column = grant.names
+            listed = sql.SQL(", ").join(
+                sql.SQL("{} ({})").format(sql.SQL(privilege), sql.Identifier(column))
+                for privilege in grant.privileges
+            )
+            return sql.SQL("{} ON TABLE {}").format(listed, sql.Identifier(*table))
+        case op.GrantTarget.ROUTINE:
+            *name, types = grant.names
+            on = sql.SQL("{}({})").format(sql.Identifier(*name), sql.SQL(types))
+        case op.GrantTarget.LARGE_OBJECT:
+            on = sql.Literal(int(grant.names[0]))
+        case _:
+            pass
+    return sql.SQL("{} ON {} {}").format(privileges, sql.SQL(grant.target.value), on)
 
 
 def _one(text: str, *parts: sql.Composable) -> tuple[sql.Composed]:

@@ -171,7 +171,7 @@ class FakeAdministration(Administration):
                 self.facts = {db: facts_renamed(facts, name, new_name) for db, facts in self.facts.items()}
             case (
                 op.ReassignOwned()
-                | op.RevokeGrants()
+                | op.RevokeGrant()
                 | op.DropOwned()
                 | op.DropSubscription()
                 | op.SetPublicOwner()

@@ -165,7 +165,7 @@ def test_operations_follow_each_other() -> None:
     assert ("d", "o") in found.dependents
 
 
-HELD = Holdings(owns=True, foreign_grants=frozenset({("g", GrantTarget.TABLES, ("public",)), ("h", GrantTarget.SCHEMA, ("x",))}))  # fmt: skip
+HELD = Holdings(owns=True, foreign_grants=frozenset({op.Grant("g", GrantTarget.TABLE, ("public",), ("SELECT",)), op.Grant("h", GrantTarget.SCHEMA, ("x",), ("SELECT",))}))  # fmt: skip
 OTHER = Holdings(owns=True)
 FACTS = DatabaseFacts(
     oid=7, has_web_access=True, holdings={"m": HELD, "s": OTHER}, subscriptions={"t": 3, "u": 4}
@@ -180,16 +180,19 @@ VISITS: dict[str, tuple[op.Visiting, dict[str, Any]]] = {
         {"holdings": {"m": HELD, "s": OTHER, "x": Holdings()}},
     ),
     "revoked": (
-        op.RevokeGrants("d", "m", "g", GrantTarget.TABLES, ("public",)),
+        op.RevokeGrant("d", "m", op.Grant("g", GrantTarget.TABLE, ("public",), ("SELECT",))),
         {
             "holdings": {
-                "m": Holdings(owns=True, foreign_grants=frozenset({("h", GrantTarget.SCHEMA, ("x",))})),
+                "m": Holdings(
+                    owns=True,
+                    foreign_grants=frozenset({op.Grant("h", GrantTarget.SCHEMA, ("x",), ("SELECT",))}),
+                ),
                 "s": OTHER,
             }
         },
     ),
     "revoked of nobody": (
-        op.RevokeGrants("d", "x", "g", GrantTarget.TABLES, ("public",)),
+        op.RevokeGrant("d", "x", op.Grant("g", GrantTarget.TABLE, ("public",), ("SELECT",))),
         {"holdings": {"m": HELD, "s": OTHER, "x": Holdings()}},
     ),
     "disowned": (op.DropOwned("d", "m"), {"holdings": {"s": OTHER}}),

@@ -359,12 +359,14 @@ def test_the_administrator_as_owner_keeps_the_schema_public() -> None:
 
 
 def test_a_departing_role_gives_away_what_it_owns_before_the_rest_is_dropped() -> None:
-    held = Holdings(owns=True, foreign_grants=frozenset({("g", GrantTarget.TABLES, ("public",))}))
+    held = Holdings(
+        owns=True, foreign_grants=frozenset({op.Grant("g", GrantTarget.TABLE, ("public",), ("SELECT",))})
+    )
     visit = Visit("x", "a", permissions=False, departing=("gone", "r"))
     operations = plan_visit(visit, DatabaseFacts(holdings={"r": held}), catalog(), CONTEXT)
     assert operations == (
         op.ReassignOwned("x", "r", "a"),
-        op.RevokeGrants("x", "r", "g", GrantTarget.TABLES, ("public",)),
+        op.RevokeGrant("x", "r", op.Grant("g", GrantTarget.TABLE, ("public",), ("SELECT",))),
         op.DropOwned("x", "r"),
     )
     assert len({operation.unit for operation in operations} - {None}) == 1
@@ -446,12 +448,17 @@ def test_what_a_departing_role_owns_goes_to_the_administrator_in_the_system_data
 
 def test_a_visit_releases_every_departing_role_and_then_puts_the_permissions_right() -> None:
     visit = Visit("d", "o", permissions=True, departing=("a", "b"))
-    grants = frozenset({("g", GrantTarget.TABLES, ("y",)), ("g", GrantTarget.TABLES, ("x",))})
+    grants = frozenset(
+        {
+            op.Grant("g", GrantTarget.TABLE, ("y",), ("SELECT",)),
+            op.Grant("g", GrantTarget.TABLE, ("x",), ("SELECT",)),
+        }
+    )
     facts = DatabaseFacts(holdings={"a": Holdings(foreign_grants=grants), "b": Holdings(owns=True)})
     operations = plan_visit(visit, facts, catalog(), CONTEXT)
     assert operations[:5] == (
-        op.RevokeGrants("d", "a", "g", GrantTarget.TABLES, ("x",)),
-        op.RevokeGrants("d", "a", "g", GrantTarget.TABLES, ("y",)),
+        op.RevokeGrant("d", "a", op.Grant("g", GrantTarget.TABLE, ("x",), ("SELECT",))),
+        op.RevokeGrant("d", "a", op.Grant("g", GrantTarget.TABLE, ("y",), ("SELECT",))),
         op.DropOwned("d", "a"),
         op.ReassignOwned("d", "b", "o"),
         op.DropOwned("d", "b"),
@@ -460,10 +467,10 @@ def test_a_visit_releases_every_departing_role_and_then_puts_the_permissions_rig
 
 
 def test_grants_by_the_same_role_in_the_same_schema_are_revoked_in_a_fixed_order() -> None:
-    grants = frozenset(("g", target, ("x",)) for target in GrantTarget)
+    grants = frozenset(op.Grant("g", target, ("x",), ("SELECT",)) for target in GrantTarget)
     facts = DatabaseFacts(holdings={"a": Holdings(foreign_grants=grants)})
     operations = plan_visit(Visit("d", "o", permissions=False, departing=("a",)), facts, catalog(), CONTEXT)
-    assert [type(operation) for operation in operations] == [op.RevokeGrants] * len(GrantTarget) + [
+    assert [type(operation) for operation in operations] == [op.RevokeGrant] * len(GrantTarget) + [
         op.DropOwned
     ]
 
@@ -516,6 +523,10 @@ def neon_node(**changes: Any) -> Catalog:
         (neon_node(offered=False), (op.CreateExtensionNeon("neon", "neon"), op.MakeRelocatable("neon"))),
         (neon_node(extensions={"neon": ExtensionState("1.6", "neon")}), ()),
         (
+            neon_node(offered=False, extensions={"neon": ExtensionState("1.0", "neon")}),
+            (op.UpdateExtension("neon", "1.6"), op.MakeRelocatable("neon")),
+        ),
+        (
             neon_node(extensions={"neon": ExtensionState("1.0", "public", relocatable=False)}),
             (
                 op.MakeRelocatable("neon"),
@@ -524,7 +535,7 @@ def neon_node(**changes: Any) -> Catalog:
             ),
         ),
     ],
-    ids=["plain Postgres", "new", "new, not relocatable", "as it should be", "of an old node"],
+    ids=["plain Postgres", "new", "new, not relocatable", "as it should be", "of another version", "of an old node"],
 )
 def test_the_extension_neon_is_brought_to_the_servers_version_on_a_neon_node_only(
     known: Catalog, expected: tuple[op.AnyOperation, ...]

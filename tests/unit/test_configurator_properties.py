@@ -18,7 +18,7 @@ from compute_node.actors.configurator.model import (
     Mark,
     RoleState,
 )
-from compute_node.actors.configurator.operations import DefaultTarget, DropDatabase, GrantTarget
+from compute_node.actors.configurator.operations import DefaultTarget, DropDatabase, Grant, GrantTarget
 from compute_node.actors.configurator.phases import plan
 from compute_node.actors.configurator.port import AdministrationError, Order, Report
 from compute_node.actors.kit.jobs import Cancellation
@@ -66,8 +66,12 @@ def worlds(draw: st.DrawFn) -> FakeAdministration:
                     Holdings,
                     owns=st.booleans(),
                     foreign_grants=st.frozensets(
-                        st.tuples(
-                            owners, st.sampled_from(GrantTarget), st.sampled_from([("public",), ("x",)])
+                        st.builds(
+                            Grant,
+                            owners,
+                            st.sampled_from(GrantTarget),
+                            st.sampled_from([("1", "2", ""), ("3", "4", "")]),
+                            st.just(("SELECT",)),
                         ),
                         max_size=2,
                     ),

@@ -95,7 +95,7 @@ def test_grants_are_told_by_the_name_that_their_grantor_would_have() -> None:
         roles=postgres.catalog.roles | {"gone": RoleState(), "old": RoleState()},
         dependents=frozenset({("x", "gone")}),
     )
-    grant = ("old", op.GrantTarget.TABLES, ("public",))
+    grant = op.Grant("old", op.GrantTarget.TABLE, ("public",), ("SELECT",))
     postgres.facts["x"] = DatabaseFacts(
         oid=50, holdings={"gone": Holdings(foreign_grants=frozenset({grant}))}
     )
@@ -104,7 +104,10 @@ def test_grants_are_told_by_the_name_that_their_grantor_would_have() -> None:
         delta_operations=(DeltaOp("rename_role", "old", "new"), DeltaOp("delete_role", "gone")),
     )
     rehearsed = of(spec, postgres)
-    assert op.RevokeGrants("x", "gone", "new", op.GrantTarget.TABLES, ("public",)) in rehearsed.operations
+    assert (
+        op.RevokeGrant("x", "gone", op.Grant("new", op.GrantTarget.TABLE, ("public",), ("SELECT",)))
+        in rehearsed.operations
+    )
 
 
 def test_databases_that_an_application_would_leave_out_are_left_out() -> None:

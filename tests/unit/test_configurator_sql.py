@@ -75,8 +75,21 @@ RENDERED: list[tuple[op.AnyOperation, str]] = [
     (op.DropRole("a"), 'DROP ROLE IF EXISTS "a"'),
     (op.ReassignOwned("d", "a", "b"), 'REASSIGN OWNED BY "a" TO "b"'),
     (
-        op.RevokeGrants("d", "a", "g", GrantTarget.ROUTINES, ("s",)),
-        'SET ROLE "g"; REVOKE ALL PRIVILEGES ON ALL ROUTINES IN SCHEMA "s" FROM "a" GRANTED BY "g" CASCADE; RESET ROLE',
+        op.RevokeGrant(
+            "d", "a", op.Grant("g", GrantTarget.ROUTINE, ("s", "f", "integer, s.t"), ("EXECUTE",))
+        ),
+        'SET ROLE "g"; REVOKE EXECUTE ON ROUTINE "s"."f"(integer, s.t) FROM "a" GRANTED BY "g" CASCADE; RESET ROLE',
+    ),
+    (
+        op.RevokeGrant("d", "a", op.Grant("g", GrantTarget.TABLE, ("s", "t"), ("INSERT", "SELECT"))),
+        'SET ROLE "g"; REVOKE INSERT, SELECT ON TABLE "s"."t" FROM "a" GRANTED BY "g" CASCADE; RESET ROLE',
+    ),
+    (
+        op.RevokeGrant("d", "a", op.Grant("g", GrantTarget.COLUMN, ("s", "t", "c"), ("SELECT", "UPDATE"))),
+        (
+            'SET ROLE "g"; REVOKE SELECT ("c"), UPDATE ("c") ON TABLE "s"."t" FROM "a" GRANTED BY "g" CASCADE;'
+            " RESET ROLE"
+        ),
     ),
     (op.DropOwned("d", "a"), 'DROP OWNED BY "a"'),
     (
@@ -112,19 +125,18 @@ RENDERED: list[tuple[op.AnyOperation, str]] = [
     (
         op.DropSubscription("d", "s", 7),
         (
-            "LOCK TABLE pg_catalog.pg_subscription IN ACCESS EXCLUSIVE MODE;"
-            ' ALTER SUBSCRIPTION "s" DISABLE; ALTER SUBSCRIPTION "s" SET (slot_name = NONE);'
+            'ALTER SUBSCRIPTION "s" DISABLE; ALTER SUBSCRIPTION "s" SET (slot_name = NONE);'
             ' ALTER SUBSCRIPTION "s" CONNECTION \'host=/nowhere port=1 dbname=nothing user=nobody'
             ' password=none connect_timeout=2\'; DROP SUBSCRIPTION "s"'
         ),
     ),
     (
-        op.RevokeGrants("d", "a", "g", GrantTarget.LARGE_OBJECT, ("17",)),
-        'SET ROLE "g"; REVOKE ALL PRIVILEGES ON LARGE OBJECT 17 FROM "a" GRANTED BY "g" CASCADE; RESET ROLE',
+        op.RevokeGrant("d", "a", op.Grant("g", GrantTarget.LARGE_OBJECT, ("17",), ("SELECT",))),
+        'SET ROLE "g"; REVOKE SELECT ON LARGE OBJECT 17 FROM "a" GRANTED BY "g" CASCADE; RESET ROLE',
     ),
     (
-        op.RevokeGrants("d", "a", "g", GrantTarget.TYPE, ("s", 'odd"t')),
-        'SET ROLE "g"; REVOKE ALL PRIVILEGES ON TYPE "s"."odd""t" FROM "a" GRANTED BY "g" CASCADE; RESET ROLE',
+        op.RevokeGrant("d", "a", op.Grant("g", GrantTarget.TYPE, ("s", 'odd"t'), ("USAGE",))),
+        'SET ROLE "g"; REVOKE USAGE ON TYPE "s"."odd""t" FROM "a" GRANTED BY "g" CASCADE; RESET ROLE',
     ),
     (op.SetPublicOwner("d", "a"), 'ALTER SCHEMA public OWNER TO "a"'),
     (op.GrantPublicToWebAccess("d"), "GRANT CREATE ON SCHEMA public TO web_access"),
@@ -168,7 +180,7 @@ NAMED: list[Callable[[str], op.AnyOperation]] = [
     lambda name: op.CreateDatabase(name, name),
     lambda name: op.GrantDatabase(name, name),
     lambda name: op.ReassignOwned("d", name, name),
-    lambda name: op.RevokeGrants("d", name, name, GrantTarget.TABLES, (name,)),
+    lambda name: op.RevokeGrant("d", name, op.Grant(name, GrantTarget.TABLE, (name,), ("SELECT",))),
     lambda name: op.AlterDefaultPrivileges("d", name, DefaultTarget.TABLES),
 ]
 IDENTIFIER = re.compile(r'"((?:[^"]|"")*)"', re.DOTALL)
