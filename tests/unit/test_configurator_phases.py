@@ -535,7 +535,14 @@ def neon_node(**changes: Any) -> Catalog:
             ),
         ),
     ],
-    ids=["plain Postgres", "new", "new, not relocatable", "as it should be", "of another version", "of an old node"],
+    ids=[
+        "plain Postgres",
+        "new",
+        "new, not relocatable",
+        "as it should be",
+        "of another version",
+        "of an old node",
+    ],
 )
 def test_the_extension_neon_is_brought_to_the_servers_version_on_a_neon_node_only(
     known: Catalog, expected: tuple[op.AnyOperation, ...]
