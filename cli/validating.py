@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from ..actors.configurator.desired import Context
-from ..actors.configurator.model import Catalog, DatabaseState, RoleState
+from ..actors.configurator.model import PUBLIC, Catalog, DatabaseState, RoleState
 from ..actors.configurator.phases import plan
 from ..actors.postgres_process import checking
 from ..http.auth import load_keys
@@ -103,7 +103,10 @@ def _refused(spec: ComputeSpec) -> Iterator[str]:
     if not_built is not None:
         yield not_built
     new = Catalog(
-        SERVER_VERSION, {ADMINISTRATOR: RoleState()}, {SYSTEM_DATABASE: DatabaseState(ADMINISTRATOR)}
+        SERVER_VERSION,
+        {ADMINISTRATOR: RoleState()},
+        {SYSTEM_DATABASE: DatabaseState(ADMINISTRATOR)},
+        schemas=frozenset({PUBLIC}),
     )
     for refusal in plan(new, spec, Context(ADMINISTRATOR, SYSTEM_DATABASE)).refusals:
         yield refusal.describe()

@@ -10,10 +10,10 @@ from ...messages.spec import GenericOption
 from ..kit.jobs import Cancellation
 from . import operations as op
 from .apply import collation_warning, survey
-from .desired import Context
+from .desired import Context, Refusal
 from .model import Catalog, DatabaseFacts, Draft, facts_after, facts_renamed
 from .phases import WEB_ACCESS_SINCE, Maintenance, Plan, Visit, Visits, plan, plan_visit
-from .port import AdministrationError, Order
+from .port import Order
 from .session import Session
 
 WEB_ACCESS: Final = "web_access"
@@ -24,23 +24,21 @@ class Rehearsed(msgspec.Struct, frozen=True):
     """What would be done, in order, and what is to be told about it."""
 
     operations: tuple[op.AnyOperation, ...]
-    plan: Plan
+    refusals: tuple[Refusal, ...]
+    """What the planner leaves out, and the databases that could not be looked into."""
     warnings: tuple[str, ...]
 
     def told(self) -> CatalogPlanned:
         """Put it into words."""
         return CatalogPlanned(
             tuple(PlannedOperation(o.phase.value, o.where, o.subject, o.describe()) for o in self.operations),
-            tuple(PlanRefusal(refusal.subject, refusal.reason) for refusal in self.plan.refusals),
+            tuple(PlanRefusal(refusal.subject, refusal.reason) for refusal in self.refusals),
             self.warnings,
         )
 
 
 async def rehearse(session: Session, order: Order, cancellation: Cancellation) -> Rehearsed:
-    """Say what `apply` would do; the session is asked questions only.
-
-    Raises AdministrationError, also when a database could not be looked into.
-    """
+    """Say what `apply` would do; the session is asked questions only. Raises AdministrationError."""
     context, catalog = await survey(session, order)
     planned = plan(catalog, order.spec, context)
     stage = _Stage(catalog, planned, context)
@@ -51,7 +49,7 @@ async def rehearse(session: Session, order: Order, cancellation: Cancellation) -
         else:
             await stage.look(step, session)
     warnings = (*planned.warnings, *map(collation_warning, catalog.drift))
-    return Rehearsed(tuple(stage.operations), planned, warnings)
+    return Rehearsed(tuple(stage.operations), (*planned.refusals, *stage.unseen), warnings)
 
 
 class _Stage:
@@ -59,6 +57,7 @@ class _Stage:
 
     def __init__(self, catalog: Catalog, planned: Plan, context: Context) -> None:
         self.operations: list[op.AnyOperation] = []
+        self.unseen: list[Refusal] = []
         self._plan = planned
         self._context = context
         self._today = catalog
@@ -66,6 +65,7 @@ class _Stage:
         self._places: dict[str, str | None] = {name: name for name in catalog.databases}
         """Under which name of today a database is found; a new one is as the database it is copied from."""
         self._renamed: list[op.RenameRole] = []
+        self._visited: dict[str, list[op.Visiting]] = {}
 
     def record(self, operations: Iterable[op.AnyOperation]) -> None:
         """Take these operations as done."""
@@ -93,13 +93,17 @@ class _Stage:
 
         wanted = tuple(dict.fromkeys(look for look in looks.values() if look is not None))
         outcomes = await session.visit(wanted, remember) if wanted else ()
-        if failures := [failure for outcome in outcomes for failure in outcome.failures]:
-            raise AdministrationError("; ".join(failure.describe() for failure in failures))
+        reasons = {outcome.visit: outcome.failures[0].reason for outcome in outcomes if outcome.failures}
         for visit, look in looks.items():
+            if look in reasons:
+                subject = op.database_named(visit.database)
+                self.unseen.append(Refusal(subject, f"it cannot be looked into: {reasons[look]}"))
+                continue
             facts = self._fresh() if look is None else found[look]
-            self.record(
-                plan_visit(visit, self._as_it_would_be(visit, facts), self._plan.catalog, self._context)
-            )
+            facts = self._as_it_would_be(visit, facts)
+            operations = plan_visit(visit, facts, self._plan.catalog, self._context)
+            self._visited.setdefault(visit.database, []).extend(operations)
+            self.record(operations)
 
     def _look(self, visit: Visit) -> Visit | None:
         """Say where to look today: one look for all new databases with the same template."""
@@ -117,12 +121,7 @@ class _Stage:
     def _as_it_would_be(self, visit: Visit, facts: DatabaseFacts) -> DatabaseFacts:
         for change in self._renamed:
             facts = facts_renamed(facts, change.name, change.new_name)
-        before = [
-            operation
-            for operation in self.operations
-            if isinstance(operation, op.Visiting) and operation.database == visit.database
-        ]
-        facts = facts_after(facts, before)
+        facts = facts_after(facts, self._visited.get(visit.database, ()))
         return msgspec.structs.replace(facts, has_web_access=WEB_ACCESS in self._draft.roles)
 
 

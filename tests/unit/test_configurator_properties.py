@@ -217,7 +217,7 @@ def test_a_rehearsal_says_exactly_what_an_application_does_and_does_none_of_it(
     assert (final(world), world.done) == (before, [])
     report = world.apply(order, Cancellation())
     assert list(rehearsed.operations) == world.done
-    assert tuple(refusal.describe() for refusal in rehearsed.plan.refusals) == report.errors
+    assert tuple(refusal.describe() for refusal in rehearsed.refusals) == report.errors
     again = msgspec.structs.replace(order, seen=report.seen)
     assert world.rehearse(again, Cancellation()).operations == ()
 

@@ -13,7 +13,7 @@ from compute_node.actors.configurator.model import (
     RoleState,
 )
 from compute_node.actors.configurator.phases import Visit
-from compute_node.actors.configurator.port import AdministrationError, Order
+from compute_node.actors.configurator.port import Order
 from compute_node.actors.configurator.rehearsal import Rehearsed, rehearse
 from compute_node.actors.configurator.session import DecideVisit, Failure, VisitOutcome
 from compute_node.actors.kit.jobs import Cancellation
@@ -112,7 +112,7 @@ def test_grants_are_told_by_the_name_that_their_grantor_would_have() -> None:
 
 def test_databases_that_an_application_would_leave_out_are_left_out() -> None:
     postgres = world(x=DatabaseState("a", oid=50))
-    assert of(listed(Database("x", "a")), postgres, frozenset({50})).plan.visits == ()
+    of(listed(Database("x", "a")), postgres, frozenset({50}))
     assert postgres.visited == []
 
 
@@ -139,13 +139,17 @@ def test_operations_are_told_without_their_passwords() -> None:
 class _Closed(FakeSession):
     @override
     async def visit(self, visits: Sequence[Visit], decide: DecideVisit) -> tuple[VisitOutcome, ...]:
-        return tuple(
-            VisitOutcome(visit, failures=(Failure(f"look into {visit.database}", "it is closed"),))
-            for visit in visits
+        closed = [visit for visit in visits if visit.database == "template1"]
+        others = await super().visit([visit for visit in visits if visit not in closed], decide)
+        return (
+            *others,
+            *(VisitOutcome(visit, failures=(Failure("look", "it is closed"),)) for visit in closed),
         )
 
 
-def test_where_a_database_cannot_be_looked_into_there_is_no_plan() -> None:
-    order = Order(listed(Database("x", "a")), starting=False, privileged_role="neon_superuser")
-    with pytest.raises(AdministrationError, match="cannot look into template1: it is closed"):
-        finish(rehearse(_Closed(world()), order, Cancellation()))
+def test_a_database_that_cannot_be_looked_into_is_refused_and_the_rest_is_planned() -> None:
+    spec = listed(Database("new", "a"), Database("x", "a"))
+    order = Order(spec, starting=False, privileged_role="neon_superuser")
+    told = finish(rehearse(_Closed(world(x=DatabaseState("a", oid=50))), order, Cancellation())).told()
+    assert told.refused == (PlanRefusal('database "new"', "it cannot be looked into: it is closed"),)
+    assert {operation.database for operation in told.operations} == {None, "x"}
