@@ -155,6 +155,7 @@ def test_a_plan_does_not_make_the_superuser_that_is_missing(
     with pytest.raises(AdministrationError, match="missing"):
         executor.rehearse(connstr, order(FIRST), Cancellation())
     assert postgres.query("SELECT 1 FROM pg_roles WHERE rolname = 'missing'") == []
+    assert "read-only" not in postgres.log, "nobody even tried"
 
 
 # --- A whole node ------------------------------------------------------------------------------------------
@@ -226,6 +227,7 @@ AFTER = with_settings(
 )
 
 
+@pytest.mark.timeout(180)
 def test_a_plan_of_a_node_is_what_configure_does_and_leaves_files_and_catalog_alone(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_plan_of_a_node_is_what_configure_does_and_leaves_files_and_catalog_al
     assert state_of(node) == before
 
 
+@pytest.mark.timeout(180)
 def test_drift_names_what_was_changed_behind_the_nodes_back(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:

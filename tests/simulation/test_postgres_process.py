@@ -587,10 +587,12 @@ def test_settings_are_compared_only_with_those_of_a_running_postgres(phase: Phas
 
 
 def test_a_stop_ends_a_comparison_under_way_with_an_answer_and_waits_for_its_end() -> None:
-    world = World(1, Faults(compare_takes_s=600.0)).start()
+    world = World(1, Faults(compare_takes_s=600.0, stop_takes_s=3.0)).start()
     pending = world.postgres.request(CompareSettings(SPEC))
     world.runtime.advance(1.0)
-    world.stop(5.0)
+    world.stop(8.0)
+    world.runtime.advance(1.0)
+    assert pending.done, "it is not the end of Postgres that ends it"
     world.until(PostgresStopped)
     assert pending.get(0) == CannotPlan(f"the settings cannot be compared: {CANCELLED}", busy=True)
 

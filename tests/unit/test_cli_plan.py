@@ -224,6 +224,11 @@ WRONG: dict[str, tuple[object, str, str]] = {
         "$.spec",
         "plain passwords are not accepted",
     ),
+    "a feature that is not built": (
+        CONFIG | {"spec": SPEC | {"local_proxy_config": {}}},
+        "$.spec",
+        "`local_proxy_config`",
+    ),
     "reserved role": (with_cluster(roles=[{"name": "pg_mine"}]), "$.spec", "reserves this name"),
     "repeated key": (
         b'{"spec": null, "compute_ctl_config": {"jwks": {"keys": []}}, "spec": null}',

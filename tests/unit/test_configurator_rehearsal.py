@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 from compute_node.actors.configurator import operations as op
+from compute_node.actors.configurator import rehearsal
 from compute_node.actors.configurator.model import (
     CollationDrift,
     DatabaseFacts,
@@ -12,7 +13,7 @@ from compute_node.actors.configurator.model import (
     Holdings,
     RoleState,
 )
-from compute_node.actors.configurator.phases import Visit
+from compute_node.actors.configurator.phases import Plan, Visit, Visits
 from compute_node.actors.configurator.port import Order
 from compute_node.actors.configurator.rehearsal import Rehearsed, rehearse
 from compute_node.actors.configurator.session import DecideVisit, Failure, VisitOutcome
@@ -54,10 +55,10 @@ def world(server_version: int = 150000, **databases: DatabaseState) -> FakeAdmin
 def test_a_new_database_is_looked_at_in_its_template_and_many_in_one_look() -> None:
     postgres = world()
     postgres.facts["template1"] = DatabaseFacts(oid=1, public_owner=ADMINISTRATOR)
-    rehearsed = of(listed(Database("x", "a"), Database("y", "a")), postgres)
+    rehearsed = of(listed(Database("x", "a"), Database("y", "b")), postgres)
     assert postgres.visited == ["template1"]
     assert op.SetPublicOwner("x", "a") in rehearsed.operations
-    assert op.SetPublicOwner("y", "a") in rehearsed.operations
+    assert op.SetPublicOwner("y", "b") in rehearsed.operations
 
 
 def test_a_template_that_a_database_names_is_looked_into_instead() -> None:
@@ -108,6 +109,21 @@ def test_grants_are_told_by_the_name_that_their_grantor_would_have() -> None:
         op.RevokeGrant("x", "gone", op.Grant("new", op.GrantTarget.TABLE, ("public",), ("SELECT",)))
         in rehearsed.operations
     )
+
+
+def test_a_role_that_would_be_new_counts_where_databases_are_visited() -> None:
+    spec = a_spec(cluster=Cluster((Role("web_access"), Role("a")), (Database("x", "a"),)))
+    assert op.GrantPublicToWebAccess("x") in of(spec).operations
+    assert op.GrantPublicToWebAccess("x") not in of(listed(Database("x", "a"))).operations
+
+
+def test_a_database_that_is_visited_twice_is_the_second_time_as_the_first_visit_would_leave_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    visit = Visits((Visit("postgres", ADMINISTRATOR, permissions=True),))
+    monkeypatch.setattr(rehearsal, "plan", lambda catalog, *_: Plan((visit, visit), catalog))
+    rehearsed = of(listed())
+    assert len(rehearsed.operations) == len(set(rehearsed.operations)) == len(op.DefaultTarget)
 
 
 def test_databases_that_an_application_would_leave_out_are_left_out() -> None:

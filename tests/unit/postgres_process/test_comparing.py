@@ -131,6 +131,9 @@ def test_an_edited_file_alter_system_and_an_awaited_restart_are_drift() -> None:
     known = KNOWN | {"max_connections": Known("integer", None, True, "40", awaited="40")}
     described = {"work_mem": "4MB", "max_connections": "50", "fsync": "on"}
     edited = {"work_mem": "4MB", "max_connections": "50", "fsync": "off", "app.mine": "1"}
+    both = edited | {"max_connections": "60"}
+    told = [entry.cause for entry in drift(both, described, {}, known) if entry.name == "max_connections"]
+    assert told == [DriftCause.FILE], "each setting is told once"
     assert drift(edited, described, {"work_mem": "1GB"}, known) == (
         SettingDrift("app.mine", DriftCause.FILE, None, "1"),
         SettingDrift("fsync", DriftCause.FILE, "on", "off"),
