@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fix_matrix import write_table
+from fix_matrix import write_summary, write_table
 
 TESTS = Path(__file__).resolve().parents[1]
 CASES = """
@@ -64,6 +64,7 @@ def test_all_cases_make_a_table(run: pytest.Pytester, monkeypatch: pytest.Monkey
     assert lines[0] == "# numbers"
     assert [line.count("fine") for line in lines if line.startswith("| row")] == [20, 19]
     assert lines[-1].split("|")[15].strip() == "FAILED (call)"
+    assert (run.path / "faults.md").read_text().splitlines()[-1].endswith("| 40 | 39 | 1 |")
 
 
 def test_a_table_replaces_the_one_before_and_keeps_the_text_above(tmp_path: Path) -> None:
@@ -73,3 +74,21 @@ def test_a_table_replaces_the_one_before_and_keeps_the_text_above(tmp_path: Path
     assert (
         path.read_text() == "# Kills\n\nWhat they mean.\n\n|  | x |\n| --- | --- |\n| a | fine |\n| b | - |\n"
     )
+
+
+def test_a_summary_replaces_the_lines_of_the_matrices_that_were_run(tmp_path: Path) -> None:
+    path = tmp_path / "faults.md"
+    path.write_text("# Faults\n\n## The rest\n\nIt stays.\n")
+    write_summary(path, {"kills": [False, True]}, "2026-01-01")
+    write_summary(path, {"signals": [False]}, "2026-01-02")
+    write_summary(path, {"kills": [False, False, False]}, "2026-01-03")
+    assert path.read_text() == (
+        "# Faults\n\n## The rest\n\nIt stays.\n\n"
+        "## The last whole run of each matrix\n\n"
+        "| matrix | run | cases | as promised | failed |\n| - | - | - | - | - |\n"
+        "| [kills](kills.md) | 2026-01-03 | 3 | 3 | 0 |\n| [signals](signals.md) | 2026-01-02 | 1 | 1 | 0 |\n"
+    )
+    path.write_text(path.read_text() + "\n## More\n\nIt stays, too.\n")
+    write_summary(path, {"kills": [True]}, "2026-01-04")
+    assert path.read_text().endswith("| 2026-01-02 | 1 | 1 | 0 |\n\n## More\n\nIt stays, too.\n")
+    assert "| 2026-01-04 | 1 | 0 | 1 |" in path.read_text()
