@@ -1,11 +1,13 @@
 """What Postgres is given, when it counts as ready, and how its ends are told."""
 
+import contextlib
 import logging
 import os
 import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -209,8 +211,9 @@ HOLDER = """
 import ctypes, sys
 libc = ctypes.CDLL(None)
 libc.shmat.restype = ctypes.c_void_p
-number = libc.shmget(0, 4096, 0o1600)
+number = int(sys.argv[2]) if len(sys.argv) > 2 else libc.shmget(0, 4096, 0o1600)
 address = libc.shmat(number, None, 0)
+assert address
 ctypes.memmove(address, bytes.fromhex(sys.argv[1]), len(sys.argv[1]) // 2)
 print(number, flush=True)
 sys.stdin.read()
@@ -227,6 +230,23 @@ def control_segment(*items: tuple[int, int]) -> bytes:
     return header + b"".join(struct.pack("=IIQQQB7x", *item, 0, 0, 0, 1) for item in items)
 
 
+@contextlib.contextmanager
+def holder(*arguments: str) -> "Iterator[tuple[subprocess.Popen[str], str]]":
+    """Start a process that has a System V segment attached; yields it and the segment's number."""
+    command = [sys.executable, "-c", HOLDER, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def is_there(number: str) -> bool:
+    rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return number in {row.split()[1] for row in rows}
+
+
 def test_the_shared_memory_of_a_dead_cluster_goes_once_nobody_has_it_attached(
     tmp_path: Path,
 ) -> None:
@@ -238,27 +258,45 @@ def test_the_shared_memory_of_a_dead_cluster_goes_once_nobody_has_it_attached(
     for file in files.values():
         file.write_bytes(control_segment((listed, 2), (unlisted, 0)))
 
-    def is_there() -> bool:
-        rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
-        return number in {row.split()[1] for row in rows}
-
-    command = [sys.executable, "-c", HOLDER, shmem_header(ours, control).hex()]
     try:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-            assert holder.stdout is not None
-            number = holder.stdout.readline().strip()
+        with holder(shmem_header(ours, control).hex()) as (_, number):
             segments.remove_of((str(ours),))
-            assert is_there(), "somebody has it attached"
-            holder.kill()
+            assert is_there(number), "somebody has it attached"
         segments.remove_of((str(other), str(tmp_path / "none")))
-        assert is_there(), "it is that of another folder"
+        assert is_there(number), "it is that of another folder"
         assert all(file.exists() for file in files.values())
         segments.remove_of((str(other), str(ours)))
-        assert not is_there()
+        assert not is_there(number)
         assert [handle for handle, file in files.items() if file.exists()] == [unlisted]
     finally:
         for file in files.values():
             file.unlink(missing_ok=True)
+
+
+def test_shared_memory_that_is_let_go_a_moment_later_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_LOOKS", 3000)
+    looked = threading.Event()
+    rows = segments._rows
+
+    def look() -> Iterator[segments._Row]:
+        looked.set()
+        return rows()
+
+    monkeypatch.setattr(segments, "_rows", look)
+    header = shmem_header(tmp_path, 1).hex()
+    with holder(header) as (creator, number), holder(header, number) as (other, same):
+        assert same == number
+        creator.kill()
+        creator.wait()
+        removing = threading.Thread(target=segments.remove_of, args=((str(tmp_path),),), daemon=True)
+        removing.start()
+        assert looked.wait(WAIT_S)
+        assert is_there(number)
+        other.kill()
+        removing.join(WAIT_S)
+    assert not is_there(number)
 
 
 def test_a_system_v_segment_tells_whose_it_is(tmp_path: Path) -> None:
