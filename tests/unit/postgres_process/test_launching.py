@@ -19,6 +19,7 @@ from compute_node.actors.postgres_process.launcher import (
     Postmaster,
     describe_code,
     environment,
+    has_failed,
     stale_lock_holder,
 )
 from compute_node.actors.postgres_process.port import PostgresError
@@ -168,6 +169,23 @@ def test_ends_are_told_in_words() -> None:
     assert describe_code(0) == "exit code 0"
     assert describe_code(-9) == "killed by SIGKILL"
     assert describe_code(-63) == "killed by signal 63"
+
+
+@pytest.mark.parametrize(
+    ("code", "clean", "failed"),
+    [
+        (0, True, False),
+        (0, False, False),
+        (1, True, True),
+        (-2, True, False),
+        (-2, False, True),
+        (-9, True, True),
+    ],
+)
+def test_a_postmaster_that_a_fast_stop_kills_before_it_has_begun_has_not_failed(
+    *, code: int, clean: bool, failed: bool
+) -> None:
+    assert has_failed(code, clean=clean) is failed
 
 
 def test_a_postmaster_is_waited_for_once_and_signals_to_it_are_harmless_then(tmp_path: Path) -> None:
