@@ -169,22 +169,31 @@ def run(
 
 
 def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], float]) -> bytes:
-    """Kill its group, and what has left that but is marked; return the rest of its output."""
+    """Kill its group, and what has left that but is marked; return the rest of its output once all are gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGSTOP)  # none of them makes more meanwhile
-    members = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    members = [pid for pid in members if _belongs(pid, process.pid, marked)]
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for pid in members:
-        with contextlib.suppress(OSError):  # it is gone
-            descriptor = os.pidfd_open(pid)
-            try:
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    with contextlib.ExitStack() as descriptors:
+        alive = select.poll()
+        count = 0
+        for pid in pids:
+            if not _belongs(pid, process.pid, marked):
+                continue
+            with contextlib.suppress(OSError):  # it is gone
+                descriptor = os.pidfd_open(pid)
+                descriptors.callback(os.close, descriptor)
                 if _belongs(pid, process.pid, marked):
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            finally:
-                os.close(descriptor)
-    _, rest = _read(process, None, _AFTER_KILL_S, now)
+                    alive.register(descriptor, select.POLLIN)
+                    count += 1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        _, rest = _read(process, None, _AFTER_KILL_S, now)
+        deadline = now() + _AFTER_KILL_S  # some may have closed the output long ago
+        while count and (left_s := deadline - now()) > 0:
+            for descriptor, _ in alive.poll(left_s * 1000):
+                alive.unregister(descriptor)
+                count -= 1
     return rest
 
 
