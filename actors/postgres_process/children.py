@@ -19,6 +19,7 @@ from ...messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from ...postgres.accounts import Account
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
+from . import segments
 from .port import PostgresError
 
 MAX_OUTPUT: Final = 65_536
@@ -169,16 +170,19 @@ def run(
 
 
 def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], float]) -> bytes:
-    """Kill its group, and what has left that but is marked; return the rest of its output once all are gone."""
+    """Kill its group, and what has left that but is marked; return the rest of its output once all are gone.
+
+    The shared memory of Postgres servers among them (initdb tries some) is removed.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGSTOP)  # none of them makes more meanwhile
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    members = [pid for pid in pids if _belongs(pid, process.pid, marked)]
+    in_memory = segments.held_by(members)
     with contextlib.ExitStack() as descriptors:
         alive = select.poll()
         count = 0
-        for pid in pids:
-            if not _belongs(pid, process.pid, marked):
-                continue
+        for pid in members:
             with contextlib.suppress(OSError):  # it is gone
                 descriptor = os.pidfd_open(pid)
                 descriptors.callback(os.close, descriptor)
@@ -194,6 +198,7 @@ def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], flo
             for descriptor, _ in alive.poll(left_s * 1000):
                 alive.unregister(descriptor)
                 count -= 1
+    segments.remove(in_memory)
     return rest
 
 

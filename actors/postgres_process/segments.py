@@ -6,6 +6,7 @@ directory by device and inode, and the control segment (dsm.c), which lists all 
 """
 
 import contextlib
+import re
 import struct
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Final
 import msgspec
 
 _FOLDER: Final = "/dev/shm"  # noqa: S108 - the system's place for it
+_SEGMENT: Final = re.compile(r"(/dev/shm/PostgreSQL\.\d+)$", re.MULTILINE)
 _SYSTEM_V_TABLE: Final = "/proc/sysvipc/shm"
 _LOOKS: Final = 50
 _PAUSE_S: Final = 0.01
@@ -58,6 +60,29 @@ def listed_in(data: bytes) -> tuple[int, ...] | None:
     return tuple(handle for handle, references in items if references > 0)
 
 
+def held_by(pids: Iterable[int]) -> frozenset[str]:
+    """Return the segments under /dev/shm that these processes have open or mapped.
+
+    A server that is being started has made its control segment before its header tells of it.
+    """
+    found: set[str] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it is gone, or not ours to look at
+            found.update(_SEGMENT.findall(Path(f"/proc/{pid}/maps").read_text(errors="replace")))
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    found.update(_SEGMENT.findall(str(descriptor.readlink())))
+    return frozenset(found)
+
+
+def remove(segments: Iterable[str]) -> None:
+    """Remove segments under /dev/shm whose processes are all gone."""
+    for segment in segments:
+        with contextlib.suppress(OSError):
+            Path(segment).unlink()
+
+
 def remove_of(folders: Iterable[str]) -> None:
     """Remove what dead clusters in these data directories left; a segment that somebody has attached stays.
 
@@ -81,9 +106,7 @@ def _remove_dynamic(control: int) -> None:
     """Remove the segments that the control segment lists, then itself: broken off, it can be done again."""
     path = Path(_FOLDER, f"PostgreSQL.{control}")
     with contextlib.suppress(OSError):
-        for handle in listed_in(path.read_bytes()) or ():
-            with contextlib.suppress(FileNotFoundError):
-                Path(_FOLDER, f"PostgreSQL.{handle}").unlink()
+        remove(f"{_FOLDER}/PostgreSQL.{handle}" for handle in listed_in(path.read_bytes()) or ())
         path.unlink()
 
 

@@ -325,6 +325,27 @@ def test_a_system_v_segment_tells_whose_it_is(tmp_path: Path) -> None:
     assert segments.owner_in(bytes(len(header))) is None
 
 
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_segments_that_a_process_has_open_or_mapped_are_seen(how: str) -> None:
+    path = SHM / f"PostgreSQL.{os.getpid()}{len(how)}"
+    program = {
+        "open": "file = open(sys.argv[1], 'rb')",
+        "mapped": "file = open(sys.argv[1], 'rb'); held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); file.close()",
+    }[how]
+    command = [sys.executable, "-c", f"import mmap, sys; {program}; print(); sys.stdin.read()", str(path)]
+    path.write_bytes(bytes(4096))
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert segments.held_by((process.pid, 1 << 30)) == {str(path)}
+            process.kill()
+        segments.remove((str(path), f"{path}0"))
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def test_a_control_segment_lists_the_segments_of_its_cluster() -> None:
     data = control_segment((4, 2), (6, 0), (8, 1))
     assert segments.listed_in(data) == (4, 8)
