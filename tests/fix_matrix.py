@@ -51,7 +51,9 @@ def cell(request: pytest.FixtureRequest) -> Cell:
     """The table's cell of this case."""
     marker = request.node.get_closest_marker("matrix")
     assert marker is not None, "only a test that is marked as a matrix has a cell"
-    return Cell(request.node, marker.args[0])
+    made = Cell(request.node, marker.args[0])
+    made.say(request.node.name, "before it could say anything", "-")
+    return made
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,11 +111,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     for name, value in report.user_properties:
         if name == PROPERTY and isinstance(value, list):
             matrix, row, column, text = value
-            _failed[matrix][report.nodeid] = _failed[matrix].get(report.nodeid, False) or report.failed
-            if report.failed or (row, column) not in _results[matrix]:
-                _results[matrix][row, column] = f"FAILED ({report.when})" if report.failed else text
-            elif report.when == "teardown" and not _results[matrix][row, column].startswith("FAILED"):
-                _results[matrix][row, column] = text
+            failed, cells = _failed[matrix], _results[matrix]
+            failed[report.nodeid] = failed.get(report.nodeid, False) or report.failed
+            if report.failed:
+                cells[row, column] = f"FAILED ({report.when})"
+            elif report.when == "teardown" and not cells.get((row, column), "").startswith("FAILED"):
+                cells[row, column] = text
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
