@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from ..messages.lifecycle import EXIT_FAILED
+from ..postgres.binaries import begin_discovery
 from ..process.signals import SignalPipe
 from .options import parse
 
@@ -14,6 +15,7 @@ def run(argv: Sequence[str] | None, signals: SignalPipe) -> int:
     """Run one node in the foreground and return its exit code (see `--help`)."""
     began_s, began_wall_s = time.monotonic(), time.time()
     options = parse(argv)
+    found = begin_discovery(options.pgbin)
     from ..actors.supervisor.turn import Moment
     from ..process import logs, node, notify
     from .launching import StartError, prepare
@@ -21,7 +23,7 @@ def run(argv: Sequence[str] | None, signals: SignalPipe) -> int:
     manager = notify.take()
     writer = logs.configure(options.log_format)
     try:
-        launch = prepare(options, Moment(began_s, began_wall_s), dropped_lines=lambda: writer.dropped)
+        launch = prepare(options, Moment(began_s, began_wall_s), lambda: writer.dropped, found)
         return node.run(launch, signals, manager=manager).code
     except StartError as error:
         writer.close()

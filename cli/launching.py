@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from ..actors.supervisor.turn import Moment
 from ..actors.system import Launch
 from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeConfig
 from ..postgres.accounts import AccountError, missing_passwd_entry, resolve_account
-from ..postgres.binaries import BinariesError, discover, reachable
+from ..postgres.binaries import Binaries, BinariesError, discover, reachable
 from ..process import init
 from ..process.configuration import ConfigurationError, read_bare_spec, read_config, unknown_parts_of
 from ..process.limits import oom_score_adj
@@ -19,12 +20,17 @@ class StartError(Exception):
     """The node cannot begin: its files or programs are not usable; the message says what to do."""
 
 
-def prepare(options: Options, began: Moment, dropped_lines: Callable[[], int] = lambda: 0) -> Launch:
-    """Read the configuration and find Postgres. Raises StartError."""
+def prepare(
+    options: Options,
+    began: Moment,
+    dropped_lines: Callable[[], int] = lambda: 0,
+    found: Future[Binaries] | None = None,
+) -> Launch:
+    """Read the configuration and find Postgres, unless that was begun before. Raises StartError."""
     try:
         config = _read(options)
         account = resolve_account(options.postgres_user)
-        binaries = reachable(discover(options.pgbin), account)
+        binaries = reachable(discover(options.pgbin) if found is None else found.result(), account)
     except (ConfigurationError, AccountError, BinariesError) as error:
         raise StartError(str(error)) from None
     if account is None and (problem := missing_passwd_entry()) is not None:

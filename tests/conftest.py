@@ -1,6 +1,7 @@
 """What holds for every test: actors that were started are stopped, their handlers were quick, examples are bounded."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -56,6 +57,7 @@ class CpuAwareTime(threading.local):
         return int(os.pread(self._schedstat, 64, 0).split()[1])
 
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every node would be started with it ignored
 sys.setswitchinterval(0.0005)  # nor does a handler that waits for the interpreter's lock stand for a slow one
 
 _time = CpuAwareTime()

@@ -3,7 +3,7 @@
 `@pytest.mark.matrix(name, sample=N)` marks a parametrized test. A run takes N of its cases, others on another
 commit. `MATRIX=all` takes every case (`make matrix`), `MATRIX_SEED` the sample that an earlier run took, and a case
 that is named on the command line is always taken. What `Cell` records becomes the table `docs/<name>.md` when
-`MATRIX_REPORT` names the folder.
+`MATRIX_REPORT` names the folder, and a run of every case a line for each matrix in its `faults.md`.
 """
 
 import os
@@ -11,6 +11,7 @@ import random
 import re
 import subprocess
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ REPORT: Final = "MATRIX_REPORT"
 PROPERTY: Final = "matrix"
 
 _results: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+_failed: dict[str, dict[str, bool]] = defaultdict(dict)
+"""By matrix: every case that was run, and whether it or its clean-up failed."""
 
 
 def seed() -> int:
@@ -48,7 +51,9 @@ def cell(request: pytest.FixtureRequest) -> Cell:
     """The table's cell of this case."""
     marker = request.node.get_closest_marker("matrix")
     assert marker is not None, "only a test that is marked as a matrix has a cell"
-    return Cell(request.node, marker.args[0])
+    made = Cell(request.node, marker.args[0])
+    made.say(request.node.name, "before it could say anything", "-")
+    return made
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -106,10 +111,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     for name, value in report.user_properties:
         if name == PROPERTY and isinstance(value, list):
             matrix, row, column, text = value
-            if report.failed or (row, column) not in _results[matrix]:
-                _results[matrix][row, column] = f"FAILED ({report.when})" if report.failed else text
-            elif report.when == "teardown" and not _results[matrix][row, column].startswith("FAILED"):
-                _results[matrix][row, column] = text
+            failed, cells = _failed[matrix], _results[matrix]
+            failed[report.nodeid] = failed.get(report.nodeid, False) or report.failed
+            if report.failed:
+                cells[row, column] = f"FAILED ({report.when})"
+            elif report.when == "teardown" and not cells.get((row, column), "").startswith("FAILED"):
+                cells[row, column] = text
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -121,6 +128,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         rows = sorted({row for row, _ in cells})
         columns = sorted({column for _, column in cells})
         write_table(Path(folder, f"{matrix}.md"), rows, columns, cells)
+    if os.environ.get(ALL) == "all":
+        today = datetime.now(UTC).date().isoformat()
+        write_summary(
+            Path(folder, "faults.md"), {name: [*cases.values()] for name, cases in _failed.items()}, today
+        )
 
 
 def write_table(path: Path, rows: list[str], columns: list[str], cells: dict[tuple[str, str], str]) -> None:
@@ -131,6 +143,24 @@ def write_table(path: Path, rows: list[str], columns: list[str], cells: dict[tup
     lines += [[row, *(cells.get((row, column), "-") for column in columns)] for row in rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     path.write_text(f"{head}\n\n{table}\n")
+
+
+SUMMARY: Final = "## The last whole run of each matrix"
+
+
+def write_summary(path: Path, matrices: dict[str, list[bool]], day: str) -> None:
+    """Put a line for each of these matrices (whether each case failed) into the summary; others stay."""
+    text = path.read_text() if path.exists() else "# Faults\n"
+    before, _, rest = text.partition(f"{SUMMARY}\n")
+    old, following, after = rest.partition("\n## ")
+    lines = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| [")}
+    for name, failed in matrices.items():
+        link = f"[{name}]({name}.md)"
+        lines[link] = f"| {link} | {day} | {len(failed)} | {len(failed) - sum(failed)} | {sum(failed)} |"
+    table = "\n".join(
+        ["| matrix | run | cases | as promised | failed |", "| - | - | - | - | - |", *sorted(lines.values())]
+    )
+    path.write_text(f"{before.rstrip()}\n\n{SUMMARY}\n\n{table}\n{following}{after}")
 
 
 __all__: list[Any] = ["Cell", "cell"]

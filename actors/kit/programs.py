@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -31,6 +31,9 @@ BROKEN_OFF: Final = "it was broken off because the node is ending"
 _AFTER_KILL_S: Final = 2.0
 _CHUNK: Final = 65_536
 _numbers: Final = itertools.count()
+
+Leftovers: TypeAlias = Callable[[Sequence[int]], Callable[[], None]]
+"""Sees what processes hold that outlives them, and returns what removes it."""
 
 
 class ProgramError(Exception):
@@ -171,10 +174,12 @@ def run(
     timeout_s: float,
     cancellation: Cancellation,
     step: Failpoint | None = None,
+    leftovers: Leftovers | None = None,
 ) -> Result:
     """Run a program in its own session and return when it and all it started have ended.
 
     On a cancellation or time-out it is killed with all that it started. `step` is reached once it has been started.
+    `leftovers` is called with the processes to be killed, and what it returns once they are gone.
     Raises CancelledError, or ProgramError when it cannot be started or takes too long.
     """
     cancellation.check()
@@ -189,10 +194,10 @@ def run(
                     cancellation.reach(step)
                 finished, output = _read(process, wake, timeout_s, cancellation.now)
             except BaseException:
-                _kill(process, marked, cancellation.now)
+                _kill(process, marked, cancellation.now, leftovers)
                 raise
             if not finished:
-                output += _kill(process, marked, cancellation.now)
+                output += _kill(process, marked, cancellation.now, leftovers)
             code = process.wait()
         cancellation.check()
         text = output[-MAX_OUTPUT:].decode(errors="replace")
@@ -306,23 +311,39 @@ class _Pouring:
         return written
 
 
-def _kill(process: subprocess.Popen[bytes], marked: bytes, now: Callable[[], float]) -> bytes:
-    """Kill its group, and what has left that but is marked; return the rest of its output."""
+def _kill(
+    process: subprocess.Popen[bytes],
+    marked: bytes,
+    now: Callable[[], float],
+    leftovers: Leftovers | None = None,
+) -> bytes:
+    """Kill its group, and what has left that but is marked; return the rest of its output once all are gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGSTOP)  # none of them makes more meanwhile
-    members = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    members = [pid for pid in members if _belongs(pid, process.pid, marked)]
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for pid in members:
-        with contextlib.suppress(OSError):  # it is gone
-            descriptor = os.pidfd_open(pid)
-            try:
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    members = [pid for pid in pids if _belongs(pid, process.pid, marked)]
+    clean_up = None if leftovers is None else leftovers(members)
+    with contextlib.ExitStack() as descriptors:
+        alive = select.poll()
+        count = 0
+        for pid in members:
+            with contextlib.suppress(OSError):  # it is gone
+                descriptor = os.pidfd_open(pid)
+                descriptors.callback(os.close, descriptor)
                 if _belongs(pid, process.pid, marked):
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            finally:
-                os.close(descriptor)
-    _, rest = _read(process, None, _AFTER_KILL_S, now)
+                    alive.register(descriptor, select.POLLIN)
+                    count += 1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        _, rest = _read(process, None, _AFTER_KILL_S, now)
+        deadline = now() + _AFTER_KILL_S  # some may have closed the output long ago
+        while count and (left_s := deadline - now()) > 0:
+            for descriptor, _ in alive.poll(left_s * 1000):
+                alive.unregister(descriptor)
+                count -= 1
+    if clean_up is not None:
+        clean_up()
     return rest
 
 

@@ -142,9 +142,12 @@ def launch(
     return Postmaster(process, pgdata)
 
 
-def has_failed(code: int) -> bool:
-    """Whether a postmaster that ended with this code says that something went wrong."""
-    return code != 0
+def has_failed(code: int, *, clean: bool) -> bool:
+    """Whether a postmaster that ended with this code says that something went wrong.
+
+    A fast stop kills one that is so new that it does not handle signals yet: it has not touched the cluster.
+    """
+    return code != 0 and not (clean and code == -signal.SIGINT)
 
 
 def describe_code(code: int) -> str:

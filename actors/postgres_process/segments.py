@@ -6,15 +6,21 @@ directory by device and inode, and the control segment (dsm.c), which lists all 
 """
 
 import contextlib
+import re
 import struct
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 _FOLDER: Final = "/dev/shm"  # noqa: S108 - the system's place for it
+_SEGMENT: Final = re.compile(r"(/dev/shm/PostgreSQL\.\d+)$", re.MULTILINE)
 _SYSTEM_V_TABLE: Final = "/proc/sysvipc/shm"
+_LOOKS: Final = 50
+_PAUSE_S: Final = 0.01
 _REMOVE: Final = 0  # IPC_RMID
 _READ_ONLY: Final = 0o10000  # SHM_RDONLY
 
@@ -55,8 +61,39 @@ def listed_in(data: bytes) -> tuple[int, ...] | None:
     return tuple(handle for handle, references in items if references > 0)
 
 
+def held_by(pids: Iterable[int]) -> frozenset[str]:
+    """Return the segments under /dev/shm that these processes have open or mapped.
+
+    A server that is being started has made its control segment before its header tells of it.
+    """
+    found: set[str] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it is gone, or not ours to look at
+            found.update(_SEGMENT.findall(Path(f"/proc/{pid}/maps").read_text(errors="replace")))
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    found.update(_SEGMENT.findall(str(descriptor.readlink())))
+    return frozenset(found)
+
+
+def of_servers(pids: Iterable[int]) -> Callable[[], None]:
+    """Look at what these processes, which are to be killed, have under /dev/shm; return what removes it."""
+    return partial(remove, held_by(pids))
+
+
+def remove(segments: Iterable[str]) -> None:
+    """Remove segments under /dev/shm whose processes are all gone."""
+    for segment in segments:
+        with contextlib.suppress(OSError):
+            Path(segment).unlink()
+
+
 def remove_of(folders: Iterable[str]) -> None:
-    """Remove what dead clusters in these data directories left; a segment that somebody has attached stays."""
+    """Remove what dead clusters in these data directories left; a segment that somebody has attached stays.
+
+    A process that has just ended may count as attached for a moment: while somebody looks at its memory in /proc.
+    """
     wanted = set()
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -64,33 +101,55 @@ def remove_of(folders: Iterable[str]) -> None:
             wanted.add((status.st_dev, status.st_ino))
     if not wanted:
         return
-    for number in _unattached():
-        owner = owner_in(_head_of(number))
-        if owner is not None and (owner.device, owner.inode) in wanted:
+    for segment in _left():
+        owner = owner_in(_head_of(segment.number))
+        if owner is not None and (owner.device, owner.inode) in wanted and _is_free(segment):
             _remove_dynamic(owner.control)
-            _remove_system_v(number)
+            _remove_system_v(segment.number)
 
 
 def _remove_dynamic(control: int) -> None:
     """Remove the segments that the control segment lists, then itself: broken off, it can be done again."""
     path = Path(_FOLDER, f"PostgreSQL.{control}")
     with contextlib.suppress(OSError):
-        for handle in listed_in(path.read_bytes()) or ():
-            with contextlib.suppress(FileNotFoundError):
-                Path(_FOLDER, f"PostgreSQL.{handle}").unlink()
+        remove(f"{_FOLDER}/PostgreSQL.{handle}" for handle in listed_in(path.read_bytes()) or ())
         path.unlink()
 
 
-def _unattached() -> Iterator[int]:
-    """Yield the numbers of the System V segments that nobody has attached and that hold a header."""
+class _Row(msgspec.Struct, frozen=True):
+    number: int
+    size: int
+    creator: int
+    attached: int
+
+
+def _rows() -> Iterator[_Row]:
     try:
-        rows = Path(_SYSTEM_V_TABLE).read_text(encoding="ascii").splitlines()[1:]
+        lines = Path(_SYSTEM_V_TABLE).read_text(encoding="ascii").splitlines()[1:]
     except OSError:
         return
-    for row in rows:
-        _, number, _, size, _, _, attached, *_ = map(int, row.split())
-        if attached == 0 and size >= _PGSHMEM.size:
-            yield number
+    for line in lines:
+        _, number, _, size, creator, _, attached, *_ = map(int, line.split())
+        yield _Row(number, size, creator, attached)
+
+
+def _left() -> tuple[_Row, ...]:
+    """Return the System V segments that may hold a header and that nobody has attached, or whose creator is gone."""
+    return tuple(
+        row
+        for row in _rows()
+        if row.size >= _PGSHMEM.size and (row.attached == 0 or not Path(f"/proc/{row.creator}").exists())
+    )
+
+
+def _is_free(segment: _Row) -> bool:
+    """Whether nobody has the segment attached, soon."""
+    pause = threading.Event()
+    for _ in range(_LOOKS):
+        if all(row.attached == 0 for row in _rows() if row.number == segment.number):
+            return True
+        pause.wait(_PAUSE_S)
+    return False
 
 
 def _head_of(number: int) -> bytes:

@@ -551,7 +551,8 @@ class Server(Port):
         words = [message[:MAX_LAST_WORDS] for message in self._pump.last_messages]
         said = "".join(f"\n  {word}" for word in words) or " nothing"
         text = f"Postgres ended ({launcher.describe_code(code)}), its cluster is {how}; its last words:{said}"
-        return Exit(blamed(text, self._areas()), launcher.has_failed(code))
+        clean = state is not None and state.is_clean
+        return Exit(blamed(text, self._areas()), launcher.has_failed(code, clean=clean))
 
     # --- While it runs
 

@@ -14,6 +14,7 @@ from ...messages.lifecycle import (
     Status,
     Terminate,
     Terminated,
+    TerminateFailed,
 )
 from ...messages.postgres import (
     PostgresExited,
@@ -67,7 +68,10 @@ def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
     waiters = () if waiter is None else (waiter,)
     ending = turn.state.ending
     status = turn.state.status
-    if status is Status.TERMINATED or turn.state.phase in {Phase.CLOSING, Phase.OVER}:
+    closing = turn.state.phase in {Phase.CLOSING, Phase.OVER}
+    if closing and not turn.state.tidied:
+        turn.answer(waiters, TerminateFailed(turn.state.error or "Postgres was given up"))
+    elif status is Status.TERMINATED or closing:
         turn.answer(waiters, Terminated(lsn=None, repeated=status is Status.TERMINATED))
         if turn.state.phase is Phase.LINGERING:
             turn.close()

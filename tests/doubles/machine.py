@@ -130,6 +130,8 @@ class Machine:
         self.died = False
         self.doomed_in: int | None = None
         """The node's process is killed at its so-manieth change of the disk or the catalog."""
+        self.doomed_at_rename: int | None = None
+        """Or right before its so-manieth rename of a folder."""
         self.processes: list[Process] = []
         self.postmaster: Process | None = None
         """The one that this life started."""
@@ -221,6 +223,14 @@ class Machine:
             for process in self.processes:
                 if process.alive and process.life < self.life:
                     self.violations.append(f"{path} is changed under the living {process.program}")
+
+    def change_by_rename(self, path: str) -> None:
+        """Be told of the changes that put a cluster in its place: it may be killed before each."""
+        if self.doomed_at_rename is not None:
+            self.doomed_at_rename -= 1
+            if self.doomed_at_rename == 0:
+                self.doomed_in = 0
+        self.change(path)
 
     def set_state(self, state: ClusterState, process: Process) -> None:
         """Write the state of the cluster that this process serves, wherever its folder is by now."""
@@ -327,7 +337,7 @@ class Machine:
     def next_life(self) -> None:
         """Let the node's process be gone; its children are nobody's now."""
         self.life += 1
-        self.died, self.doomed_in = False, None
+        self.died, self.doomed_in, self.doomed_at_rename = False, None, None
         self.postmaster, self.recorded, self.launched = None, None, 0
         self.lost_unasked = False
         self.signals.clear()
@@ -446,7 +456,7 @@ class Machine:
             assert not isinstance(vars(where)[name], (SimpleNamespace, partial)), "one machine at a time"
             self._patches.enter_context(mock.patch.object(where, name, double))
 
-    def _has_failed(self, _: object) -> bool:
+    def _has_failed(self, _: object, **__: object) -> bool:
         return self.faults.stop_fails
 
     def _remove_tree(self, path: object) -> None:
@@ -741,7 +751,7 @@ class _SimulatedPath(PosixPath):
 
     @override
     def rename(self, target: Any) -> Any:
-        self.machine.change(str(self))
+        self.machine.change_by_rename(str(self))
         return super().rename(target)
 
     @override

@@ -199,7 +199,7 @@ class World:
         fields: dict[str, Any] = {"pgdata": self.machine.pgdata, "config_path": "/some/config.json"}
         if self.drawn:
             fields["dev"] = self.random.random() < 0.3
-            fields["fresh"] = self.random.random() < 0.25
+            fields["fresh"] = self.random.random() < 0.5
             fields["set_aside_pgdata"] = self.random.random() < 0.1
         return settings(**(fields | changes))
 
@@ -494,18 +494,21 @@ class World:
 
     def live(self) -> ExitReport | None:
         """Live one life of a drawn kind; None when it was killed."""
-        is_killed = self.random.random() < 0.5
-        if is_killed:
-            match self.random.randrange(3):
-                case 0:
-                    self.machine.doomed_in = self.random.randrange(1, 60)
-                case 1:
-                    self.failpoints.dies_at = self.random.choice(list(Failpoint))
-                case _:
-                    pass
+        killed_with = 0.0
+        match self.random.randrange(8):
+            case 0:
+                self.machine.doomed_in = self.random.randrange(1, 60)
+            case 1:
+                self.failpoints.dies_at = self.random.choice(list(Failpoint))
+            case 2 | 3:
+                self.machine.doomed_at_rename = self.random.choice([1, 2, 2, 2, 3])
+            case 4:
+                killed_with = 0.03
+            case _:
+                pass
         return self.live_on(
             acts=self.random.randrange(8),
-            killed_with=0.03 if is_killed else 0.0,
+            killed_with=killed_with,
             killed_when_up_with=0.1 if self.random.random() < 0.2 else 0.0,
             patient=self.random.random() < 0.3,
         )

@@ -237,8 +237,7 @@ class Life:
         node = self.node
         if victim is Victim.US:
             return "dead"
-        with contextlib.suppress(OSError):  # it may have ended by itself
-            node.set_failpoint(self.step, "off")
+        wait_until(lambda: node.ended() or self.released(), "it goes on, or has ended by itself", END_S)
         stopping = self.way in {Way.STOP, Way.KILL}
         survives = victim is Victim.BACKEND and not stopping
         wait_until(
@@ -255,6 +254,13 @@ class Life:
         assert says_why(node), node.log
         assert postgres_in(node.pgdata) == []
         return f"exit {code}"
+
+    def released(self) -> bool:
+        """Let the job go on, once the node serves."""
+        with contextlib.suppress(OSError):
+            self.node.set_failpoint(self.step, "off")
+            return True
+        return False
 
     def runs_again(self) -> bool:
         with contextlib.suppress(OSError, psycopg.Error):

@@ -186,7 +186,7 @@ class Phase(NamedTuple):
 
 def actions(*, goes_on: bool) -> str:
     """What a step does: wait until the signal breaks it off, or just long enough for the signal."""
-    return "1*sleep(400)" if goes_on else "pause"
+    return "1*sleep(2000)" if goes_on else "pause"
 
 
 def during_the_start(step: Failpoint, hangup: str = "refused") -> Phase:

@@ -892,6 +892,13 @@ def test_a_dead_postgres_process_leaves_the_stop_to_the_last_resort_once_those_w
     assert life.answers[exit_waiter].code == 1
 
 
+def test_a_termination_of_a_node_that_gives_up_is_told_that_postgres_may_live() -> None:
+    life = running()
+    life.hear(ActorFailed(POSTGRES, "KeyError: 1"))
+    waiter = life.hear(Terminate(FAST))
+    assert life.answers[waiter] == TerminateFailed("the actor postgres_process died: KeyError: 1")
+
+
 def test_a_dead_configurator_during_a_configuration_answers_its_waiter() -> None:
     life, configure = reconfiguring()
     life.hear(ConfigurationInstalled(2), ActorFailed(CONFIGURATOR, "boom"))

@@ -13,6 +13,7 @@ from ....messages.spec import ComputeSpec
 from ....postgres.binaries import Binaries
 from ...kit.jobs import Cancellation
 from ...kit.programs import ProgramError, Starter, run
+from .. import segments
 from . import Source, SourceError
 
 LOCALE: Final = "C.UTF-8"
@@ -60,6 +61,7 @@ class InitdbSource(Source):
                 timeout_s=TIMEOUT_S,
                 cancellation=cancellation,
                 step=Failpoint.INITDB_RUNNING,
+                leftovers=segments.of_servers,
             )
         except ProgramError as error:
             msg = f"no new cluster could be made: {error}"

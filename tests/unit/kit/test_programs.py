@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from compute_node.actors.kit import programs
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.actors.kit.metrics import Metrics
 from compute_node.actors.kit.programs import ProgramError
+from compute_node.actors.postgres_process.orphans import is_alive
 from compute_node.messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from compute_node.messages.stream import CAPACITY, ByteStream, StreamBrokenError, StreamClosedError
 
@@ -95,6 +97,29 @@ def test_a_helper_that_ignores_signals_and_leaves_its_group_is_gone_too(tmp_path
         thread.join(WAIT_S)
         assert not thread.is_alive()
         assert pipe.read(1) == b"", "nobody holds the other end"
+
+
+SLOW_TO_DIE = """
+import os, signal, sys
+memory = b"x" * (300 << 20)
+with open("new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("new", "pid")
+signal.pause()
+"""
+"""What is to be given back takes the kernel a while."""
+
+
+def test_a_helper_that_has_let_go_of_the_output_is_gone_too_when_the_call_returns(tmp_path: Path) -> None:
+    (tmp_path / "program").write_text(SLOW_TO_DIE)
+    script = f"cd {tmp_path}; {sys.executable} program > /dev/null 2>&1 & wait"
+    cancellation = Cancellation()
+    thread = threading.Thread(target=run_cancelled, args=(script, cancellation))
+    thread.start()
+    wait_until((tmp_path / "pid").exists, "it is there", WAIT_S)
+    cancellation.request()
+    thread.join(WAIT_S)
+    assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
 def run_cancelled(script: str, cancellation: Cancellation) -> None:

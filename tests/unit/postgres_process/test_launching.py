@@ -1,10 +1,12 @@
 """What Postgres is given, when it counts as ready, and how its ends are told."""
 
+import contextlib
 import os
 import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from compute_node.actors.postgres_process.launcher import (
     Postmaster,
     describe_code,
     environment,
+    has_failed,
     stale_lock_holder,
 )
 from compute_node.actors.postgres_process.port import PostgresError
@@ -164,6 +167,23 @@ def test_ends_are_told_in_words() -> None:
     assert describe_code(-63) == "killed by signal 63"
 
 
+@pytest.mark.parametrize(
+    ("code", "clean", "failed"),
+    [
+        (0, True, False),
+        (0, False, False),
+        (1, True, True),
+        (-2, True, False),
+        (-2, False, True),
+        (-9, True, True),
+    ],
+)
+def test_a_postmaster_that_a_fast_stop_kills_before_it_has_begun_has_not_failed(
+    *, code: int, clean: bool, failed: bool
+) -> None:
+    assert has_failed(code, clean=clean) is failed
+
+
 def test_a_postmaster_is_waited_for_once_and_signals_to_it_are_harmless_then(tmp_path: Path) -> None:
     child = subprocess.Popen(["/bin/sh", "-c", "exit 7"], start_new_session=True)
     postmaster = Postmaster(child, str(tmp_path))
@@ -205,8 +225,9 @@ HOLDER = """
 import ctypes, sys
 libc = ctypes.CDLL(None)
 libc.shmat.restype = ctypes.c_void_p
-number = libc.shmget(0, 4096, 0o1600)
+number = int(sys.argv[2]) if len(sys.argv) > 2 else libc.shmget(0, 4096, 0o1600)
 address = libc.shmat(number, None, 0)
+assert address
 ctypes.memmove(address, bytes.fromhex(sys.argv[1]), len(sys.argv[1]) // 2)
 print(number, flush=True)
 sys.stdin.read()
@@ -223,6 +244,23 @@ def control_segment(*items: tuple[int, int]) -> bytes:
     return header + b"".join(struct.pack("=IIQQQB7x", *item, 0, 0, 0, 1) for item in items)
 
 
+@contextlib.contextmanager
+def holder(*arguments: str) -> "Iterator[tuple[subprocess.Popen[str], str]]":
+    """Start a process that has a System V segment attached; yields it and the segment's number."""
+    command = [sys.executable, "-c", HOLDER, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def is_there(number: str) -> bool:
+    rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return number in {row.split()[1] for row in rows}
+
+
 def test_the_shared_memory_of_a_dead_cluster_goes_once_nobody_has_it_attached(
     tmp_path: Path,
 ) -> None:
@@ -234,27 +272,45 @@ def test_the_shared_memory_of_a_dead_cluster_goes_once_nobody_has_it_attached(
     for file in files.values():
         file.write_bytes(control_segment((listed, 2), (unlisted, 0)))
 
-    def is_there() -> bool:
-        rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
-        return number in {row.split()[1] for row in rows}
-
-    command = [sys.executable, "-c", HOLDER, shmem_header(ours, control).hex()]
     try:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-            assert holder.stdout is not None
-            number = holder.stdout.readline().strip()
+        with holder(shmem_header(ours, control).hex()) as (_, number):
             segments.remove_of((str(ours),))
-            assert is_there(), "somebody has it attached"
-            holder.kill()
+            assert is_there(number), "somebody has it attached"
         segments.remove_of((str(other), str(tmp_path / "none")))
-        assert is_there(), "it is that of another folder"
+        assert is_there(number), "it is that of another folder"
         assert all(file.exists() for file in files.values())
         segments.remove_of((str(other), str(ours)))
-        assert not is_there()
+        assert not is_there(number)
         assert [handle for handle, file in files.items() if file.exists()] == [unlisted]
     finally:
         for file in files.values():
             file.unlink(missing_ok=True)
+
+
+def test_shared_memory_that_is_let_go_a_moment_later_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_LOOKS", 3000)
+    looked = threading.Event()
+    rows = segments._rows
+
+    def look() -> Iterator[segments._Row]:
+        looked.set()
+        return rows()
+
+    monkeypatch.setattr(segments, "_rows", look)
+    header = shmem_header(tmp_path, 1).hex()
+    with holder(header) as (creator, number), holder(header, number) as (other, same):
+        assert same == number
+        creator.kill()
+        creator.wait()
+        removing = threading.Thread(target=segments.remove_of, args=((str(tmp_path),),), daemon=True)
+        removing.start()
+        assert looked.wait(WAIT_S)
+        assert is_there(number)
+        other.kill()
+        removing.join(WAIT_S)
+    assert not is_there(number)
 
 
 def test_a_system_v_segment_tells_whose_it_is(tmp_path: Path) -> None:
@@ -263,6 +319,27 @@ def test_a_system_v_segment_tells_whose_it_is(tmp_path: Path) -> None:
     assert segments.owner_in(header + bytes(8)) == segments.Owner(status.st_dev, status.st_ino, 7)
     assert segments.owner_in(header[:-1]) is None
     assert segments.owner_in(bytes(len(header))) is None
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_segments_that_a_process_has_open_or_mapped_are_seen(how: str) -> None:
+    path = SHM / f"PostgreSQL.{os.getpid()}{len(how)}"
+    program = {
+        "open": "file = open(sys.argv[1], 'rb')",
+        "mapped": "file = open(sys.argv[1], 'rb'); held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); file.close()",
+    }[how]
+    command = [sys.executable, "-c", f"import mmap, sys; {program}; print(); sys.stdin.read()", str(path)]
+    path.write_bytes(bytes(4096))
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert segments.held_by((process.pid, 1 << 30)) == {str(path)}
+            process.kill()
+        segments.remove((str(path), f"{path}0"))
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def test_a_control_segment_lists_the_segments_of_its_cluster() -> None:
