@@ -93,6 +93,11 @@ EFFECTS = {
 }
 """What each brings about; those that are skipped bring about nothing."""
 SINCE_16 = {3, 10}
+SAME_TRANSACTION = """
+    SELECT (SELECT xmin FROM pg_authid WHERE rolname = '{role}')::text
+         = (SELECT xmin FROM neon_migration.migration_id)::text
+"""
+"""Of the first migration and its count."""
 SEIZE = """
     CREATE FUNCTION public.seize() RETURNS trigger LANGUAGE plpgsql
     AS 'BEGIN ALTER ROLE member SUPERUSER; RETURN null; END'
@@ -112,6 +117,7 @@ def test_each_migration_is_done_whole_with_its_count_or_not_at_all(
         assert (report.done, report.failed, report.error) == (number - 1, number, str(number))
         assert done(postgres) == number - 1
         assert [n for n, ask in effects.items() if holds(postgres, ask)] == [n for n in effects if n < number]
+        assert number != 2 or holds(postgres, SAME_TRANSACTION)
     report = run(postgres)
     assert (report, done(postgres)) == (MigrationReport(LAST, LAST), LAST)
     assert all(holds(postgres, ask) for ask in effects.values())
