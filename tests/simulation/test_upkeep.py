@@ -230,6 +230,20 @@ def test_after_a_stop_nothing_begins_any_more() -> None:
     assert house.looks_after(100_000) == 0
 
 
+def test_a_look_whose_outcome_comes_after_the_stop_is_the_last_one() -> None:
+    """Its job may end between the stop's arrival and its handling."""
+    orders = set()
+    for seed in SEEDS:
+        house = House(seed)
+        house.postgres.upkeep_held = True
+        house.tell(CollectExtensions(at_once=True))
+        house.postgres.upkeep_held = False
+        house.tell(StopUpkeep())
+        orders.add(house.postgres.collections)
+        assert house.looks_after(100_000) == 0
+    assert orders == {0, 1}
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_stop_in_the_middle_of_anything_is_the_last_of_it(seed: int) -> None:
     house = House(seed, installed_extensions_interval_s=1)
