@@ -238,7 +238,9 @@ def test_a_look_whose_outcome_comes_after_the_stop_is_the_last_one() -> None:
         house.postgres.upkeep_held = True
         house.tell(CollectExtensions(at_once=True))
         house.postgres.upkeep_held = False
-        house.tell(StopUpkeep())
+        house.configurator.tell(StopUpkeep())
+        for _ in range(10):
+            house.runtime.step()
         orders.add(house.postgres.collections)
         assert house.looks_after(100_000) == 0
     assert orders == {0, 1}
