@@ -44,15 +44,18 @@ def test_all_databases_that_can_be_looked_into_count(
         postgres.query(f'CREATE DATABASE "{quoted}" OWNER app')
     postgres.query("UPDATE pg_database SET datallowconn = false WHERE datname = 'closed'")
     postgres.query("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'invalid'")
-    postgres.query("ALTER DATABASE broken SET session_preload_libraries = 'not_there'")
+    ((oid,),) = postgres.query("SELECT oid FROM pg_database WHERE datname = 'broken'")
+    (postgres.pgdata / "base" / str(oid) / "PG_VERSION").unlink()
+    postgres.query("ALTER DATABASE mine SET session_preload_libraries = 'not_there'")
     postgres.query("ALTER DATABASE mine SET search_path = nowhere")
     postgres.query("ALTER DATABASE mine SET statement_timeout = 1")
     not_utf8(postgres)
     assert look(postgres) == {("plpgsql", "1"): 4}
     warning = '1 of 5 databases are left out of the installed extensions; the first one is "broken": '
     assert warning in caplog.text
-    assert "not_there" in caplog.text
+    assert "PG_VERSION" in caplog.text
 
+    postgres.query("ALTER DATABASE mine RESET session_preload_libraries")
     postgres.query("CREATE EXTENSION hstore", dbname="postgres")
     postgres.query("SET ROLE app; CREATE EXTENSION hstore SCHEMA public", dbname="mine")
     postgres.query("DROP EXTENSION plpgsql", dbname="mine")
