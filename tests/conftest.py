@@ -57,7 +57,11 @@ class CpuAwareTime(threading.local):
         return int(os.pread(self._schedstat, 64, 0).split()[1])
 
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every node would be started with it ignored
+# Under nohup, or in the background of a shell, whatever a test starts would ignore these, too.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.setswitchinterval(0.0005)  # nor does a handler that waits for the interpreter's lock stand for a slow one
 
 _time = CpuAwareTime()

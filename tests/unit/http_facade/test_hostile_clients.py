@@ -170,6 +170,10 @@ def _reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def test_waitress_has_no_words_for_clients_that_leave() -> None:
+    assert not logging.getLogger("waitress").isEnabledFor(logging.INFO)
+
+
 @pytest.mark.parametrize("path", ["/live", "/ready", "/metrics", "/status", "/openapi.json"])
 def test_probe_clients_that_reset_at_any_moment_leave_nothing_above_their_usual_lines(
     served: Served, path: str, caplog: pytest.LogCaptureFixture
