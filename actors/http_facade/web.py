@@ -31,8 +31,6 @@ from .port import WebApp
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-logging.getLogger("waitress").setLevel(logging.WARNING)  # that a client has left is not worth a line
-
 MAX_HEADER: Final = 32 * 1024
 NO_SPILL: Final = 1 << 30
 """Bodies stay in memory, where their size is limited: the disk of a temporary file may be full."""
