@@ -1,5 +1,7 @@
 """What holds for every test: actors that were started are stopped, their handlers were quick, examples are bounded."""
 
+import gc
+import itertools
 import os
 import signal
 import sys
@@ -57,13 +59,22 @@ class CpuAwareTime(threading.local):
         return int(os.pread(self._schedstat, 64, 0).split()[1])
 
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every node would be started with it ignored
+# Under nohup, or in the background of a shell, whatever a test starts would ignore these, too.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.set_threshold(20_000, 50, 1_000_000)  # nor one in which all that thousands of tests left is looked through
+COLLECT_EVERY: Final = 200
+"""Tests between two looks for garbage among what has lived long."""
+
 sys.setswitchinterval(0.0005)  # nor does a handler that waits for the interpreter's lock stand for a slow one
 
 _time = CpuAwareTime()
 _time.perf_counter()
 vars(cell)["time"] = _time  # all that it uses of the module
 
+_tests = itertools.count(1)
 _runtimes: list[ThreadedRuntime] = []
 _make = ThreadedRuntime.__init__
 
@@ -79,6 +90,8 @@ ThreadedRuntime.__init__ = _remembered  # type: ignore[method-assign,assignment]
 @pytest.fixture(autouse=True)
 def actors_stop_and_their_handlers_are_quick(request: pytest.FixtureRequest) -> Iterator[None]:
     """Stop what the test started; fail it for a thread that lives on, or for a handler that blocked."""
+    if next(_tests) % COLLECT_EVERY == 0:
+        gc.collect()
     before = len(_runtimes)
     yield
     mine = _runtimes[before:]

@@ -303,10 +303,12 @@ def test_a_stream_of_lines_does_not_wake_the_writer_for_each(
 ) -> None:
     monkeypatch.setattr(logs, "_PAUSE_S", 1000)
     pieces: list[bytes] = []
+    written = threading.Event()
     write = LogWriter._write
 
     def counted(writer: LogWriter, data: bytes) -> bool:
         pieces.append(data)
+        written.set()
         return write(writer, data)
 
     monkeypatch.setattr(LogWriter, "_write", counted)
@@ -314,10 +316,15 @@ def test_a_stream_of_lines_does_not_wake_the_writer_for_each(
         writer = configure("human", "info", pipe)
         log.info("first")
         assert reader.read(65536).endswith(b"first\n")
-        for number in range(100):
+        for number in range(20):
+            written.clear()
             log.info("line %d", number)
+            written.wait(0.01)
         assert writer.close()
-    assert [piece.count(b"\n") for piece in pieces] == [1, 100]
+    counts = [piece.count(b"\n") for piece in pieces]
+    assert sum(counts) == 21
+    # the writer may look once more before it rests for the first time
+    assert len(counts) <= 3, counts
 
 
 def test_a_full_pipe_blocks_nobody_and_lost_lines_are_counted(pipe: Pipe) -> None:
