@@ -589,7 +589,7 @@ class Server(Port):
             return self._install(spec, cancellation)
 
     def _install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
-        self._in_force = None  # what was to be settled of the one before is overtaken
+        load = self._running().reload
         self._override(self._lifted(spec))
         try:
             pending = reload.install(
@@ -597,12 +597,12 @@ class Server(Port):
                 self._pgdata,
                 self._target,
                 account=self._account,
-                reload=self._running().reload,
+                reload=load,
                 cancellation=cancellation,
             )
         except BaseException:
             if self._override(""):
-                self._running().reload()
+                load()
             raise
         self._in_force = spec
         return pending
