@@ -1,4 +1,7 @@
-"""100 roles and 100 databases by a node, beside the same statements in one psql session: `python bench/apply.py`."""
+"""1,000 roles and 100 databases by a node, beside the same statements in one psql session: `python bench/apply.py`.
+
+Then the same again, with nothing to change; and how much longer 1,000 databases take than 100.
+"""
 
 import asyncio
 import statistics
@@ -34,9 +37,15 @@ from compute_node.messages.spec import ComputeSpec
 from compute_node.postgres.connection import parse_connstr
 from typing_extensions import override
 
-COUNT: Final = 100
-AIM: Final = 0.9
+ROLES: Final = 1000
+DATABASES: Final = 100
+MANY: Final = 1000
+"""Databases, to see how it grows."""
+ROUNDS_OF_MANY: Final = 2
+"""Each takes as long as ten of the others."""
+AIM: Final = 0.5
 AGAIN_AIM: Final = 0.1
+GROWTH_AIM: Final = 10.5
 
 
 class Recording(PostgresSession):
@@ -66,10 +75,10 @@ class Recording(PostgresSession):
         return await super().visit(visits, noted)
 
 
-def wanted() -> dict[str, Any]:
-    """Return the spec that is applied."""
-    roles = [{"name": f"role_{n}", "encrypted_password": f"md5{n:032x}"} for n in range(COUNT)]
-    databases = [{"name": f"database_{n}", "owner": f"role_{n}"} for n in range(COUNT)]
+def wanted(count: int = DATABASES) -> dict[str, Any]:
+    """Return the spec that is applied, with that many databases."""
+    roles = [{"name": f"role_{n}", "encrypted_password": f"md5{n:032x}"} for n in range(ROLES)]
+    databases = [{"name": f"database_{n}", "owner": f"role_{n}"} for n in range(count)]
     return spec(roles, databases)
 
 
@@ -100,6 +109,7 @@ def measure(count: int = ROUNDS) -> list[Row]:
     ours: list[float] = []
     again: list[float] = []
     theirs: list[float] = []
+    many: list[float] = []
     document = wanted()
 
     def by_node() -> None:
@@ -115,10 +125,17 @@ def measure(count: int = ROUNDS) -> list[Row]:
             file.write_text(text, encoding="utf-8")
             theirs.append(cluster.psql(file))
 
+    def by_node_many() -> None:
+        with node(wanted(MANY)) as made:
+            running = made.heard("from init to running")
+            many.append(running - made.heard("PostgreSQL is now running"))
+
     rounds("apply", count, by_node, by_psql)
+    rounds(f"apply, {MANY} databases", min(count, ROUNDS_OF_MANY), by_node_many)
     ratio = statistics.median(again) / statistics.median(ours)
+    growth = statistics.median(many) / statistics.median(ours)
     return [
-        compared(f"apply: {COUNT} roles and {COUNT} databases, of a start", ours, theirs, "psql", AIM),
+        compared(f"apply: {ROLES} roles and {DATABASES} databases, of a start", ours, theirs, "psql", AIM),
         Row(
             "apply again: `POST /configure`, nothing to change",
             shown(again),
@@ -126,6 +143,14 @@ def measure(count: int = ROUNDS) -> list[Row]:
             ratio,
             f"≤ {AGAIN_AIM:.2f}",
             ratio <= AGAIN_AIM,
+        ),
+        Row(
+            f"apply: {MANY} databases, of a start",
+            shown(many),
+            f"{shown(ours)}, {DATABASES} databases",
+            growth,
+            f"≤ {GROWTH_AIM:.1f}",
+            growth <= GROWTH_AIM,
         ),
     ]
 

@@ -57,6 +57,8 @@ class SpecApplied(Message, frozen=True):
     operation: int
     statements: int
     took_ms: int
+    subscribers: bool = True
+    """Whether logical subscribers may work: none that the branch has inherited is left."""
 
 
 class ApplyFailed(Message, frozen=True):
@@ -64,3 +66,5 @@ class ApplyFailed(Message, frozen=True):
 
     operation: int
     error: str
+    subscribers: bool = False
+    """As in SpecApplied; False when it is not known."""

@@ -43,6 +43,17 @@ class InstallConfiguration(Message, frozen=True):
     spec: ComputeSpec
 
 
+class SettleConfiguration(Message, frozen=True):
+    """End what held only while a spec was applied: the lifted size limit, and the rest of logical subscribers.
+
+    The latter if `subscribers`: nothing that the branch has inherited is left. Nobody answers; it means nothing
+    once another configuration was installed.
+    """
+
+    spec: ComputeSpec
+    subscribers: bool
+
+
 class StopPostgres(Message, frozen=True):
     """Cancel whatever is under way and stop the postmaster within `budget_s`: fast, immediate, kill.
 

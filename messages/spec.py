@@ -262,6 +262,16 @@ class ComputeSpec(Summarised, frozen=True):
                 raise ValueError(msg)
 
     @property
+    def branch(self) -> str:
+        """The id of the timeline, of its own field or of the setting; empty where branches have none."""
+        return (self.timeline_id or self.cluster.setting("neon.timeline_id") or "").lower()
+
+    @property
+    def applies_sql(self) -> bool:
+        """Whether the catalog is to be brought to the described state."""
+        return self.compute_mode is Mode.PRIMARY and not self.skip_pg_catalog_updates
+
+    @property
     def compute_mode(self) -> Mode:
         """The mode without its LSN."""
         if isinstance(self.mode, StaticMode):

@@ -61,6 +61,8 @@ class ConfContext(msgspec.Struct, frozen=True):
     """Certificate and key lie in PGDATA as server.crt and server.key."""
     strict_overcommit: bool = False
     """The kernel promises no more memory than it has (vm.overcommit_memory is 2)."""
+    subscribers: bool = False
+    """No logical subscription that the branch has inherited is left: those that are there may work."""
     default_preload: tuple[str, ...] = ("neon",)
     """What is preloaded beside the audit libraries where the spec names nothing; none on plain Postgres."""
 
@@ -132,8 +134,8 @@ def render(spec: ComputeSpec, context: ConfContext) -> ConfText:
         _add_settings(lines, spec.cluster.settings)
     _add_audit(lines, spec, context)
     lines.fixed(f"neon.extension_server_port={context.internal_http_port}")
-    drop = "true" if spec.drop_subscriptions_before_start else "false"
-    lines.fixed(f"neon.disable_logical_replication_subscribers={drop}")
+    held = "true" if spec.drop_subscriptions_before_start and not context.subscribers else "false"
+    lines.fixed(f"neon.disable_logical_replication_subscribers={held}")
     if spec.logs_export_host is not None:
         lines.fixed("log_destination='stderr,syslog'")
     lines.fixed(f"include_if_exists = '{OVERRIDE_FILE}'")

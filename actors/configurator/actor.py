@@ -39,6 +39,8 @@ class Applied(Message, frozen=True):
     statements: int = 0
     seen: frozenset[int] = frozenset()
     errors: tuple[str, ...] = ()
+    subscribers: bool = False
+    """Whether nothing is left of the logical subscriptions that the branch has inherited."""
     drifted: int | None = None
     """Databases with another collation version; None when nobody looked."""
 
@@ -123,7 +125,7 @@ class Configurator(Actor[Heard]):
         if self._running is not None:
             reason = f"the spec of operation {self._running.operation} is still being applied"
             self._supervisor.tell(ApplyFailed(command.operation, reason))
-        elif left_alone:
+        elif left_alone and not _asks_for_mark(spec):
             self._supervisor.tell(SpecApplied(command.operation, statements=0, took_ms=0))
         else:
             order = Order(spec, command.starting, self._settings.privileged_role_name, self._seen)
@@ -174,10 +176,12 @@ class Configurator(Actor[Heard]):
         if outcome.errors:
             error = "cannot apply the spec: " + " | ".join(outcome.errors)
             log.error("%s", error)
-            self._supervisor.tell(ApplyFailed(outcome.operation, error))
+            self._supervisor.tell(ApplyFailed(outcome.operation, error, outcome.subscribers))
         else:
             log.info("the spec is applied: %d changes in %d ms", outcome.statements, took_ms)
-            self._supervisor.tell(SpecApplied(outcome.operation, outcome.statements, took_ms))
+            self._supervisor.tell(
+                SpecApplied(outcome.operation, outcome.statements, took_ms, outcome.subscribers)
+            )
 
 
 def _left_alone(spec: ComputeSpec) -> str | None:
@@ -189,11 +193,18 @@ def _left_alone(spec: ComputeSpec) -> str | None:
     return None
 
 
+def _asks_for_mark(spec: ComputeSpec) -> bool:
+    """Whether the catalog must be read, though left alone, to know if logical subscribers may work."""
+    return spec.drop_subscriptions_before_start and spec.compute_mode is Mode.PRIMARY
+
+
 def _work(
     administration: Administration, order: Order, operation: int, cancellation: Cancellation
 ) -> Applied:
     report = administration.apply(order, cancellation)
-    return Applied(operation, report.statements, report.seen, report.errors, report.drifted)
+    return Applied(
+        operation, report.statements, report.seen, report.errors, report.subscribers, report.drifted
+    )
 
 
 def _write(administration: Administration, limit_s: float, cancellation: Cancellation) -> Written:

@@ -10,7 +10,7 @@ from ..kit.jobs import Cancellation
 from . import operations as op
 from .desired import Context, departing_names
 from .model import Catalog, CollationDrift, DatabaseFacts
-from .phases import Maintenance, Plan, Step, Visit, Visits, plan, plan_visit
+from .phases import Maintenance, Plan, Step, Visit, Visits, is_clean, plan, plan_visit
 from .port import Order, Report
 from .session import Failure, Session
 
@@ -35,6 +35,8 @@ async def apply(session: Session, order: Order, cancellation: Cancellation) -> R
     """
     context, catalog = await survey(session, order)
     cancellation.reach(Failpoint.APPLY_CATALOG)
+    if order.spec.skip_pg_catalog_updates:  # and yet it is of use to know what an earlier life has done
+        return Report(seen=order.seen, subscribers=is_clean(catalog, order.spec))
     planned = plan(catalog, order.spec, context)
     for warning in planned.warnings:
         log.warning("applying the spec: %s", warning)
@@ -76,6 +78,11 @@ class Fallout:
                 else:
                     self._spoilt.update(subject for operation in part for subject in operation.spoils)
         return tuple(found)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing has gone wrong with the subscriptions that are to be dropped."""
+        return self._spoilt.isdisjoint((op.MARK_SUBJECT, op.LEFT_SUBJECT))
 
     def left_to_visit(self, visits: Iterable[Visit]) -> tuple[Visit, ...]:
         """Return the databases that may be looked into."""
@@ -144,12 +151,13 @@ class _Progress:
 
     def report(self) -> Report:
         """Say how it ended; what the planner refused is an error, too."""
-        refused = (refusal.describe() for refusal in self._plan.refusals)
+        refused = self._plan.refusals
         return Report(
             self._statements,
             self._visited,
             frozenset(self._seen),
-            (*self._errors, *refused),
+            (*self._errors, *(refusal.describe() for refusal in refused)),
+            self._fallout.is_clean and all(refusal.subject != op.MARK_SUBJECT for refusal in refused),
             self._drifted,
         )
 

@@ -135,13 +135,8 @@ def desired(spec: ComputeSpec, context: Context) -> Desired:
         refusals=tuple(refusals),
         extensions=(STATISTICS,) if _preloads(spec, STATISTICS) else (),
         audit=_AUDIT_EXTENSIONS[spec.audit_log_level],
-        branch=timeline(spec) if spec.drop_subscriptions_before_start else None,
+        branch=spec.branch if spec.drop_subscriptions_before_start else None,
     )
-
-
-def timeline(spec: ComputeSpec) -> str:
-    """Return the id of the branch that the spec is about; empty where branches have none."""
-    return (spec.timeline_id or spec.cluster.setting("neon.timeline_id") or "").lower()
 
 
 def _preloads(spec: ComputeSpec, library: str) -> bool:

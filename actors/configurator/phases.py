@@ -328,6 +328,18 @@ def _branching(planner: Planner) -> tuple[Visits, ...]:
     return steps
 
 
+def is_clean(catalog: Catalog, spec: ComputeSpec) -> bool:
+    """Whether no logical subscription that the branch has inherited is left where it could work."""
+    mark = catalog.mark
+    if not spec.drop_subscriptions_before_start:
+        return True
+    if mark is None or mark.timeline != spec.branch:
+        return not catalog.subscriptions
+    return not any(
+        _is_open(catalog.databases[name]) for name, oid in catalog.subscriptions if oid in mark.left
+    )
+
+
 def _dropping(
     planner: Planner, phase: Phase, catalog: Catalog, due: Iterable[tuple[str, int]]
 ) -> tuple[Visits, ...]:

@@ -29,6 +29,8 @@ class Report(msgspec.Struct, frozen=True):
     seen: frozenset[int] = frozenset()
     """The databases that need no visit the next time, by oid."""
     errors: tuple[str, ...] = ()
+    subscribers: bool = True
+    """Whether logical subscribers may work: none that the branch has inherited is left."""
     drifted: int = 0
     """Databases whose collation version is not this machine's."""
 

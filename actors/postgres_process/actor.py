@@ -17,6 +17,7 @@ from ...messages.postgres import (
     InspectPgdata,
     InstallConfiguration,
     PreparePgdata,
+    SettleConfiguration,
     StartPostgres,
     StopPostgres,
 )
@@ -78,6 +79,7 @@ PostgresMessage: TypeAlias = (
     | PreparationFailed
     | PreparePgdata
     | Prepared
+    | SettleConfiguration
     | RungDue
     | SpaceRefused
     | StartPostgres
@@ -155,6 +157,7 @@ class PostgresProcess(Actor[PostgresMessage]):
             Work.AWAIT_EXIT: partial(_await_exit, port),
             Work.DISK: lambda _: DiskSeen(port.look_at_disk()),
             Work.INSTALL: lambda cancellation: Installed(port.install(_spec(begin), cancellation)),
+            Work.SETTLE: _ended(Work.SETTLE, partial(_settle, port, begin)),
             Work.KILL: _ended(Work.KILL, port.kill),
             Work.TIDY: _ended(Work.TIDY, port.tidy),
             Work.CORES: _ended(Work.CORES, port.report_cores),
@@ -177,6 +180,10 @@ def _spec(begin: Begin) -> ComputeSpec:
 def _launch(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
     launch = port.launch(_spec(begin), cancellation)
     return Launched(launch.pid, launch.recovering)
+
+
+def _settle(port: Port, begin: Begin, cancellation: Cancellation) -> None:
+    port.settle(_spec(begin), cancellation, subscribers=begin.subscribers)
 
 
 def _await_ready(port: Port, limit_s: float | None, cancellation: Cancellation) -> Message:
@@ -235,6 +242,7 @@ _FAILED: Final[dict[Work, OnFailure]] = {
     Work.INSTALL: lambda error: InstallationFailed(_text(error)),
     Work.LOGS: _pump_over,
     Work.DISK: lambda error: DiskUnknown(_text(error)),
+    Work.SETTLE: _not_done(Work.SETTLE),
     Work.KILL: _not_done(Work.KILL),
     Work.TIDY: _not_done(Work.TIDY),
     Work.CORES: _not_done(Work.CORES),

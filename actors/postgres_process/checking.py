@@ -38,21 +38,16 @@ class NotBuilt(msgspec.Struct, frozen=True):
 NOT_BUILT: Final = (
     NotBuilt(
         "audit_log_level",
-        lambda spec: spec.audit_log_level is not Audit.DISABLED,
+        lambda spec: spec.audit_log_level not in {Audit.DISABLED, Audit.LOG, Audit.BASE},
         refuse=True,
-        why="its extensions are not created and its records are not shipped: audit would be lost in silence",
+        why="its records go to files of their own, which nothing sends on or clears away: use the level Base, "
+        "whose records go to the log of Postgres",
     ),
     NotBuilt(
         "local_proxy_config",
         lambda spec: spec.local_proxy_config is not None,
         refuse=True,
         why="local_proxy would go on with its old keys: access that was taken away would stay",
-    ),
-    NotBuilt(
-        "drop_subscriptions_before_start",
-        lambda spec: spec.drop_subscriptions_before_start,
-        refuse=True,
-        why="the subscriptions would go on and take changes away from the branch they were copied from",
     ),
     NotBuilt(
         "features: tls_experimental",

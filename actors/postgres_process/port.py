@@ -111,6 +111,10 @@ class Port(Protocol):
         """
         ...
 
+    def settle(self, spec: ComputeSpec, cancellation: Cancellation, *, subscribers: bool) -> None:
+        """End what held only while this spec was applied, unless another one's configuration is in force."""
+        ...
+
     def signal(self, rung: StopRung) -> None:
         """Send the signal of this rung to the postmaster; never blocks."""
         ...

@@ -19,7 +19,7 @@ from ...messages.settings import NodeSettings, SourceName
 from ...messages.spec import ComputeSpec
 from ...postgres.accounts import Account, first_closed_parent, missing_passwd_entry
 from ...postgres.binaries import Binaries
-from ...postgres.conf import OVERRIDE_FILE, ConfContext, ConfError, ConfText, Listening, render
+from ...postgres.conf import OVERRIDE_FILE, OVERRIDE_TEXT, ConfContext, ConfError, ConfText, Listening, render
 from ...postgres.connection import parse_connstr, run_async
 from ...postgres.hba import open_to_passwords
 from ..kit.jobs import Cancellation
@@ -98,6 +98,10 @@ class Server(Port):
         self._keeps = False
         self._built = False
         self._tamed: str | None = None
+        self._in_force: ComputeSpec | None = None
+        """Whose configuration was written last."""
+        self._clean_branch: str | None = None
+        """The branch of which no inherited subscription is left."""
         """What is to stay of ALTER SYSTEM's file; None: all of it."""
         self._postmaster: Postmaster | None = None
         self._launched_wall_s = 0.0
@@ -270,6 +274,7 @@ class Server(Port):
             privileged_role_name=self._settings.privileged_role_name,
             listening=listening if self._settings.source is SourceName.INITDB else None,
             strict_overcommit=_strict_overcommit(),
+            subscribers=self._clean_branch == spec.branch,
             default_preload=("neon",) if self._is_neon() else (),
         )
         try:
@@ -453,7 +458,7 @@ class Server(Port):
         cancellation.reach(Failpoint.LAUNCH_CLEARED)
         self._put_in_place(cancellation)
         cancellation.reach(Failpoint.LAUNCH_PLACED)
-        self._write_files(conf, cancellation)
+        self._write_files(spec, conf, cancellation)
         cancellation.reach(Failpoint.FILES_WRITTEN)
         recovering = self._keeps and not _was_shut_down(self._pgdata)
         writer = self._pump.open(PUMP_PATIENCE_S)
@@ -498,13 +503,15 @@ class Server(Port):
         self._built = False
         self._keeps = True
 
-    def _write_files(self, conf: ConfText, cancellation: Cancellation) -> None:
+    def _write_files(self, spec: ComputeSpec, conf: ConfText, cancellation: Cancellation) -> None:
         pgdata, account = self._pgdata, self._account
         if self._tamed is not None:
             auto_conf = f"{pgdata}/{checking.AUTO_CONF}"
             folder.write_file(f"{pgdata}/{REFUSED_AUTO_CONF}", Path(auto_conf).read_bytes(), account=account)
             folder.write_file(auto_conf, self._tamed.encode(errors="surrogateescape"), account=account)
         self._write_texts(pgdata, conf, cancellation, sync=True)
+        self._override(self._lifted(spec))
+        self._in_force = spec
         self._socket_folder = socket_folder(pgdata, account)
         remove_private(self._socket_folder, account)
         make_private(self._socket_folder, account)
@@ -583,14 +590,53 @@ class Server(Port):
             return self._install(spec, cancellation)
 
     def _install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
-        return reload.install(
-            self._render(spec),
-            self._pgdata,
-            self._target,
-            account=self._account,
-            reload=self._running().reload,
-            cancellation=cancellation,
-        )
+        load = self._running().reload
+        self._override(self._lifted(spec))
+        try:
+            pending = reload.install(
+                self._render(spec),
+                self._pgdata,
+                self._target,
+                account=self._account,
+                reload=load,
+                cancellation=cancellation,
+            )
+        except BaseException:
+            if self._override(""):
+                load()
+            raise
+        self._in_force = spec
+        return pending
+
+    @override
+    def settle(self, spec: ComputeSpec, cancellation: Cancellation, *, subscribers: bool) -> None:
+        if subscribers and spec.drop_subscriptions_before_start:
+            self._clean_branch = spec.branch
+        if self._in_force != spec:
+            return
+        changed = self._override("")
+        conf, path = self._render(spec).text.encode(), f"{self._pgdata}/postgresql.conf"
+        if not folder.holds(path, conf):
+            folder.write_file(path, conf, account=self._account)
+            log.info(
+                "updated postgresql.conf to set neon.disable_logical_replication_subscribers=%s",
+                str(not subscribers).lower(),
+            )
+            changed = True
+        if changed:
+            self._running().reload()
+
+    def _lifted(self, spec: ComputeSpec) -> str:
+        """Return what holds while SQL is applied; only Neon's storage has a size limit."""
+        return OVERRIDE_TEXT if self._is_neon() and spec.applies_sql else ""
+
+    def _override(self, text: str) -> bool:
+        """Put this into the file that is included last; returns whether it was something else."""
+        path = f"{self._pgdata}/{OVERRIDE_FILE}"
+        if folder.holds(path, text.encode()):
+            return False
+        folder.write_file(path, text.encode(), account=self._account)
+        return True
 
     # --- Stopping
 

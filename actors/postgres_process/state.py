@@ -32,6 +32,7 @@ from ...messages.postgres import (
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    SettleConfiguration,
     StartPostgres,
     StopPostgres,
     StopRung,
@@ -96,6 +97,7 @@ TAKEN_IN: Final[dict[type[Message], frozenset[Phase]]] = {
     PreparePgdata: frozenset({Phase.INSPECTED}),
     StartPostgres: frozenset({Phase.PREPARED}),
     InstallConfiguration: frozenset({Phase.RUNNING}),
+    SettleConfiguration: frozenset({Phase.RUNNING}),
     StopPostgres: frozenset(Phase),
 }
 """In which phases each command is taken; in the others it is refused at once, by its own failure message."""
@@ -116,6 +118,8 @@ class Begin(msgspec.Struct, frozen=True):
     work: Work
     spec: ComputeSpec | None = None
     limit_s: float | None = None
+    subscribers: bool = False
+    """For the settling alone."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -193,6 +197,8 @@ class ProcessState(msgspec.Struct, frozen=True):
     tidied: bool = False
     trouble: str | None = None
     """What went wrong with a stop that was not forced: the postmaster's own words."""
+    after_settling: InstallConfiguration | SettleConfiguration | None = None
+    """Asked for while a configuration was being settled: both write the same files."""
     disk: Fullness = Fullness()
     disk_looks: int = 0
     disk_unknown: bool = False
@@ -228,9 +234,16 @@ class _Turn:
     def tell(self, message: Message) -> None:
         self.effects.append(Tell(message))
 
-    def begin(self, work: Work, spec: ComputeSpec | None = None, limit_s: float | None = None) -> None:
+    def begin(
+        self,
+        work: Work,
+        spec: ComputeSpec | None = None,
+        limit_s: float | None = None,
+        *,
+        subscribers: bool = False,
+    ) -> None:
         self.set(work=self.state.work | {work})
-        self.effects.append(Begin(work, spec, limit_s))
+        self.effects.append(Begin(work, spec, limit_s, subscribers))
 
     def cancel(self, *kinds: Work) -> None:
         self.effects += [Cancel(work) for work in kinds if work in self.state.work]
@@ -256,6 +269,8 @@ class _Turn:
             case InstallConfiguration(operation):
                 text = f"the configuration cannot be installed: {reason}"
                 self.tell(ConfigurationInstallFailed(operation, text))
+            case SettleConfiguration():
+                pass  # what does not run has nothing to be settled
             case _:
                 msg = f"{type(message).__name__} has no refusal"
                 raise TypeError(msg)
@@ -276,8 +291,10 @@ class _Turn:
                 self.set(phase=Phase.STARTING, operation=operation, began_s=self.now_s)
                 self.begin(Work.LOGS)
                 self.begin(Work.LAUNCH, spec)
-            case InstallConfiguration(operation, spec):
-                self.install(operation, spec)
+            case InstallConfiguration():
+                self.install(message)
+            case SettleConfiguration():
+                self.settle_configuration(message)
             case StopPostgres(budget_s, hurry):
                 self.stop(budget_s, hurry=hurry)
             case Inspected(kind):
@@ -307,6 +324,8 @@ class _Turn:
             case BudgetSpent(number):
                 if self.state.ladder is not None and self.state.ladder.number == number:
                     self.cancel(Work.CORES)
+            case Done(Work.SETTLE):
+                self.settled()
             case Done(work):
                 if work is Work.TIDY:
                     self.cancel(Work.LOGS)
@@ -365,13 +384,15 @@ class _Turn:
         outcome = CannotPlan(f"the settings cannot be compared: {reason}", busy=True)
         self.effects.append(Answer(outcome, refused=True))
 
-    def install(self, operation: int, spec: ComputeSpec) -> None:
-        if Work.INSTALL in self.state.work:
+    def install(self, message: InstallConfiguration) -> None:
+        if Work.INSTALL in self.state.work or isinstance(self.state.after_settling, InstallConfiguration):
             text = "another configuration is being installed: try again"
-            self.tell(ConfigurationInstallFailed(operation, text))
-            return
-        self.set(install_operation=operation)
-        self.begin(Work.INSTALL, spec)
+            self.tell(ConfigurationInstallFailed(message.operation, text))
+        elif Work.SETTLE in self.state.work:
+            self.set(after_settling=message)
+        else:
+            self.set(install_operation=message.operation)
+            self.begin(Work.INSTALL, message.spec)
 
     def installed(self, outcome: Installed | InstallationFailed) -> None:
         if self.state.phase is Phase.STOPPING:
@@ -382,6 +403,27 @@ class _Turn:
                 self.tell(ConfigurationInstalled(operation, pending_restart))
             case InstallationFailed(error):
                 self.tell(ConfigurationInstallFailed(operation, error))
+
+    def settle_configuration(self, message: SettleConfiguration) -> None:
+        if Work.INSTALL in self.state.work or isinstance(self.state.after_settling, InstallConfiguration):
+            return  # it is overtaken
+        if Work.SETTLE in self.state.work:
+            self.set(after_settling=message)
+        else:
+            self.begin(Work.SETTLE, message.spec, subscribers=message.subscribers)
+
+    def settled(self) -> None:
+        following = self.state.after_settling
+        self.set(after_settling=None)
+        match following:
+            case InstallConfiguration() if self.state.phase is Phase.RUNNING:
+                self.install(following)
+            case InstallConfiguration() if self.state.phase is not Phase.STOPPING:
+                self.refuse(following)
+            case SettleConfiguration() if self.state.phase is Phase.RUNNING:
+                self.settle_configuration(following)
+            case _:
+                pass
 
     # --- The postmaster's life
 
@@ -425,7 +467,7 @@ class _Turn:
     def ended(self, description: str, *, failed: bool) -> None:
         self.set(pid=None)
         self.recovered()
-        self.cancel(Work.AWAIT_READY, Work.COMPARE, Work.INSTALL)
+        self.cancel(Work.AWAIT_READY, Work.COMPARE, Work.INSTALL, Work.SETTLE)
         self.begin(Work.CORES)
         match self.state.phase:
             case Phase.STARTING:

@@ -15,6 +15,7 @@ class Work(Enum):
     AWAIT_EXIT = "wait for the exit of Postgres"
     COMPARE = "compare the settings"
     INSTALL = "install the configuration"
+    SETTLE = "settle the configuration"
     KILL = "kill Postgres"
     TIDY = "clean up after Postgres"
     CORES = "look for core dumps"
@@ -22,6 +23,15 @@ class Work(Enum):
 
 
 ENDED_BY_A_STOP = frozenset(
-    {Work.INSPECT, Work.CHECK, Work.COMPARE, Work.PREPARE, Work.LAUNCH, Work.AWAIT_READY, Work.INSTALL}
+    {
+        Work.INSPECT,
+        Work.CHECK,
+        Work.COMPARE,
+        Work.PREPARE,
+        Work.LAUNCH,
+        Work.AWAIT_READY,
+        Work.INSTALL,
+        Work.SETTLE,
+    }
 )
 """What an order to stop cancels; the rest belongs to the stop."""

@@ -26,6 +26,7 @@ from ...messages.postgres import (
     PostgresReady,
     PostgresStartFailed,
     PreparePgdata,
+    SettleConfiguration,
 )
 from ...messages.spec import ComputeSpec, Mode
 from .effects import (
@@ -177,6 +178,7 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
     if attempt is None:
         return
     turn.set(error=None)
+    turn.tell(POSTGRES, SettleConfiguration(attempt.spec, message.subscribers))
     if attempt.starts:
         turn.set(
             startup=replace(
@@ -210,6 +212,7 @@ def apply_failed(turn: Turn, message: ApplyFailed, _: int | None) -> None:
     if attempt.starts:
         turn.abort_start(_blaming_the_disk(turn, message.error, "start the node again"))
     else:
+        turn.tell(POSTGRES, SettleConfiguration(attempt.spec, message.subscribers))
         turn.reconfiguration_failed(_blaming_the_disk(turn, message.error, "configure again"))
 
 

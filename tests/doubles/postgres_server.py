@@ -41,6 +41,7 @@ class Faults:
     """Counted from the first signal that is not ignored."""
     install_refused: str | None = None
     install_takes_s: float = 0.0
+    settle_takes_s: float = 0.0
     pending_restart: tuple[str, ...] = ()
     tidy_fails: str | None = None
     cores_take_s: float = 0.0
@@ -74,6 +75,7 @@ class FakeServer(Port):
     run_files: bool = False
     """The folders for sockets and shared memory."""
     signals: list[tuple[float, StopRung]] = field(default_factory=list)
+    settled: list[tuple[ComputeSpec, bool]] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)
     cores_reported: int = 0
     _since: dict[str, float] = field(default_factory=dict)
@@ -176,6 +178,11 @@ class FakeServer(Port):
         if self.faults.install_refused is not None:
             raise PostgresError(self.faults.install_refused)
         return self.faults.pending_restart
+
+    @override
+    def settle(self, spec: ComputeSpec, cancellation: Cancellation, *, subscribers: bool) -> None:
+        self._take("settle", self.faults.settle_takes_s, cancellation)
+        self.settled.append((spec, subscribers))
 
     @override
     def signal(self, rung: StopRung) -> None:

@@ -137,9 +137,9 @@ def branch_of(postgres: RealPostgres, cluster: MakeCluster) -> RealPostgres:
 
 
 def test_databases_with_live_subscriptions_and_live_slots_are_deleted_and_the_other_side_is_left_alone(
-    binaries: Binaries, cluster: MakeCluster
+    binaries17: Binaries, cluster: MakeCluster
 ) -> None:
-    publisher, subscriber = publishing(cluster, binaries), cluster(binaries, conf=LOGICAL)
+    publisher, subscriber = publishing(cluster, binaries17), cluster(binaries17, conf=LOGICAL)
     applied(subscriber, spec("doomed", "kept"))
     for name in ("doomed", "kept"):
         subscribe(publisher, subscriber, name, f"to_{name}")
@@ -173,9 +173,9 @@ def test_a_database_that_is_being_read_through_a_logical_slot_is_deleted(
 
 
 def test_a_subscription_whose_tables_are_still_being_copied_leaves_the_slots_of_the_copying_alone(
-    binaries: Binaries, cluster: MakeCluster
+    binaries17: Binaries, cluster: MakeCluster
 ) -> None:
-    publisher, subscriber = publishing(cluster, binaries), cluster(binaries, conf=LOGICAL)
+    publisher, subscriber = publishing(cluster, binaries17), cluster(binaries17, conf=LOGICAL)
     publisher.query("INSERT INTO t VALUES (1)")
     applied(subscriber, spec("doomed"))
     with session(subscriber, "doomed") as user:
@@ -201,9 +201,9 @@ def test_a_subscription_whose_tables_are_still_being_copied_leaves_the_slots_of_
 
 
 def test_a_branch_drops_what_it_inherited_once_and_so_does_a_branch_of_the_branch(
-    binaries: Binaries, cluster: MakeCluster
+    binaries15: Binaries, cluster: MakeCluster
 ) -> None:
-    publisher, parent = publishing(cluster, binaries), cluster(binaries, conf=LOGICAL)
+    publisher, parent = publishing(cluster, binaries15), cluster(binaries15, conf=LOGICAL)
     names = [f"d{number}" for number in range(5)]
     wanted = spec(*names[:4], drop_subscriptions_before_start=True, timeline_id=TIMELINE)
     applied(parent, spec(*names))

@@ -19,6 +19,7 @@ from compute_node.actors.postgres_process import orphans, readiness, syncing
 from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.lock import FolderLock
 from compute_node.actors.postgres_process.pgdata import MARKER, TEMPORARY, TOKEN, Seal
+from compute_node.actors.postgres_process.server import Server
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.actors.postgres_process.syncing import FileSystemSync
@@ -38,6 +39,7 @@ from compute_node.messages.postgres import (
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    SettleConfiguration,
     StartPostgres,
     StopPostgres,
     StopRung,
@@ -958,6 +960,61 @@ def test_a_refused_setting_leaves_the_running_configuration_alone(
     assert process.query("SHOW work_mem") == [("5MB",)]
     assert process.query("SELECT count(*) FROM pg_file_settings WHERE error IS NOT NULL") == [(0,)]
     assert process.query("SHOW maintenance_work_mem") == [("64MB",)]
+
+
+SIZE_LIMIT = "SELECT current_setting('neon.max_cluster_size', true)"
+HELD = "SELECT current_setting('neon.disable_logical_replication_subscribers')"
+
+
+def shown(process: Process, query: str, value: str | None) -> None:
+    """Wait until new sessions see this value."""
+    wait_until(lambda: process.query(query)[0][0] in {value, value or ""}, f"{query} is {value}")
+
+
+def test_the_size_limit_is_lifted_and_subscribers_are_held_only_while_a_spec_is_applied(
+    binaries15: Binaries, make_process: MakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "_is_neon", lambda _: True)
+    branch: dict[str, Any] = {"drop_subscriptions_before_start": True, "timeline_id": "a" * 32}
+    first = fast_spec(**branch)
+    process = make_process(binaries15, made=True)
+    process.start(first)
+    shown(process, SIZE_LIMIT, "-1")
+    shown(process, HELD, "true")
+    process.ref.tell(SettleConfiguration(first, subscribers=False))
+    shown(process, SIZE_LIMIT, None)
+    shown(process, HELD, "true")
+    process.ref.tell(SettleConfiguration(first, subscribers=True))
+    shown(process, HELD, "false")
+
+    second = fast_spec(text("work_mem", "5MB"), **branch)
+    assert isinstance(process.install(second), ConfigurationInstalled)
+    shown(process, SIZE_LIMIT, "-1")
+    shown(process, HELD, "false")  # nothing that this branch has inherited is left
+    process.ref.tell(SettleConfiguration(second, subscribers=True))
+    shown(process, SIZE_LIMIT, None)
+    refused = process.install(fast_spec(text("work_mem", "lots"), **branch))
+    assert isinstance(refused, ConfigurationInstallFailed)
+    shown(process, SIZE_LIMIT, None)
+
+    other = fast_spec(**(branch | {"timeline_id": "b" * 32}))
+    assert isinstance(process.install(other), ConfigurationInstalled)
+    shown(process, HELD, "true")
+
+
+def test_a_plain_postgres_has_no_limit_to_be_lifted_and_settling_changes_nothing(
+    binaries15: Binaries, make_process: MakeProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "postgres")
+    spec = fast_spec()
+    process = make_process(binaries15, made=True)
+    process.start(spec)
+    process.ref.tell(SettleConfiguration(spec, subscribers=True))
+    assert isinstance(process.install(fast_spec(text("work_mem", "5MB"))), ConfigurationInstalled)
+    assert (process.pgdata / OVERRIDE_FILE).read_bytes() == b""
+    process.stop()
+    told = [record.getMessage() for record in caplog.records if "received SIGHUP" in record.getMessage()]
+    assert len(told) == 1
 
 
 def test_an_installation_into_a_stopped_postmaster_is_taken_back(

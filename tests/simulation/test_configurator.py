@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from compute_node.actors.configurator.actor import Configurator
+from compute_node.actors.configurator.model import DatabaseState, Mark
 from compute_node.actors.kit.actor import Actor, Ref
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.messages.base import Message
@@ -116,6 +118,55 @@ def test_one_broken_object_stops_neither_its_neighbours_nor_hides_its_name(house
     assert "b" in house.postgres.catalog.roles
     assert house.postgres.catalog.databases.keys() & {"x", "y"} == {"y"}
     assert house.postgres.visited == ["y"]
+
+
+BRANCH = "b" * 32
+
+
+@pytest.mark.parametrize(
+    ("mark", "shut", "subscribers"),
+    [
+        (None, False, False),
+        (Mark("a" * 32), False, False),
+        (Mark(BRANCH, frozenset({9})), False, False),
+        (Mark(BRANCH, frozenset({9})), True, True),
+        (Mark(BRANCH, frozenset({8})), False, True),
+        (Mark(BRANCH), False, True),
+    ],
+    ids=["no mark", "of another", "not yet dropped", "where nobody can connect", "gone already", "dropped"],
+)
+def test_a_catalog_that_is_left_alone_is_read_to_know_if_subscribers_may_work(
+    mark: Mark | None,
+    shut: bool,  # noqa: FBT001 - a case
+    subscribers: bool,  # noqa: FBT001 - a case
+) -> None:
+    house = House(1)
+    known = house.postgres.catalog
+    house.postgres.catalog = msgspec.structs.replace(
+        known,
+        databases=known.databases | {"x": DatabaseState("cloud_admin", oid=50, connectable=not shut)},
+        subscriptions=frozenset({("x", 9)}),
+        mark=mark,
+    )
+    spec = two_databases(
+        skip_pg_catalog_updates=True, drop_subscriptions_before_start=True, timeline_id=BRANCH
+    )
+    outcome = house.apply(1, spec)
+    assert isinstance(outcome, SpecApplied)
+    assert (outcome.subscribers, outcome.statements, house.postgres.done) == (subscribers, 0, [])
+
+
+def test_a_failure_elsewhere_does_not_hold_subscribers_and_one_of_theirs_does(house: House) -> None:
+    spec = two_databases(drop_subscriptions_before_start=True, timeline_id=BRANCH)
+    house.postgres.broken['role "a"'] = "no such luck"
+    outcome = house.apply(1, spec)
+    assert isinstance(outcome, ApplyFailed)
+    assert outcome.subscribers
+    house.postgres.broken = {"the list of inherited subscriptions": "no room"}
+    house.postgres.catalog = msgspec.structs.replace(house.postgres.catalog, mark=None)
+    outcome = house.apply(2, spec)
+    assert isinstance(outcome, ApplyFailed)
+    assert not outcome.subscribers
 
 
 def test_what_is_refused_is_told_after_the_rest_is_done(house: House) -> None:

@@ -37,6 +37,7 @@ from compute_node.messages.postgres import (
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    SettleConfiguration,
     StartPostgres,
     StopPostgres,
     StopRung,
@@ -469,6 +470,35 @@ def test_an_installation_reports_what_awaits_a_restart_and_a_refusal_its_reason(
     world.until(ConfigurationInstallFailed)
     assert world.told(ConfigurationInstallFailed) == [ConfigurationInstallFailed(3, "`x` is wrong")]
     assert world.actor.phase is Phase.RUNNING
+
+
+def test_a_configuration_is_settled_and_what_comes_meanwhile_comes_after() -> None:
+    world = World(1, Faults(settle_takes_s=2.0)).start()
+    newer = a_spec(operation_uuid="newer")
+    world.postgres.tell(SettleConfiguration(SPEC, subscribers=True))
+    world.postgres.tell(SettleConfiguration(SPEC, subscribers=False))
+    world.runtime.advance(5.0)
+    assert world.server.settled == [(SPEC, True), (SPEC, False)]
+    world.postgres.tell(SettleConfiguration(SPEC, subscribers=True))
+    world.postgres.tell(InstallConfiguration(2, newer))
+    world.postgres.tell(SettleConfiguration(newer, subscribers=True))
+    world.runtime.advance(1.0)
+    assert world.told(ConfigurationInstalled) == []
+    world.until(ConfigurationInstalled)
+    world.runtime.advance(5.0)
+    assert world.server.settled[2:] == [(SPEC, True)]  # what speaks of one that is not in force is overtaken
+
+
+def test_an_exit_answers_an_installation_that_waits_for_the_settling_of_another() -> None:
+    world = World(1, Faults(settle_takes_s=600.0)).start()
+    world.postgres.tell(SettleConfiguration(SPEC, subscribers=True))
+    world.postgres.tell(InstallConfiguration(2, SPEC))
+    world.runtime.advance(1.0)
+    world.server.crash()
+    world.until(ConfigurationInstallFailed)
+    world.postgres.tell(SettleConfiguration(SPEC, subscribers=True))
+    world.rest()
+    assert world.server.settled == []
 
 
 def test_a_kept_folder_is_not_built_again() -> None:

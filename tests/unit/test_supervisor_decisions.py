@@ -86,6 +86,7 @@ from compute_node.messages.postgres import (
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    SettleConfiguration,
     StartPostgres,
     StopPostgres,
     StopRung,
@@ -114,6 +115,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
         PreparePgdata,
         StartPostgres,
         InstallConfiguration,
+        SettleConfiguration,
         StopPostgres,
     ),
     CONFIGURATOR: (
@@ -1424,3 +1426,24 @@ def test_servers_that_start_after_the_start_has_failed_announce_no_wait_for_a_sp
     life.hear(Boot(a_spec()), PgdataInspected(PgdataKind.ABSENT), PgdataFailed(1, "disk full"))
     life.hear(PostgresStopped(StopRung.NOT_RUNNING), ServingStarted(3080, 3081))
     assert life.effects == []
+
+
+# --- What holds only while a spec is applied ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subscribers", [False, True])
+def test_once_a_spec_was_applied_or_not_the_configuration_is_settled(*, subscribers: bool) -> None:
+    for outcome in (SpecApplied(2, 0, 0, subscribers), ApplyFailed(2, "no", subscribers)):
+        life, _ = reconfiguring()
+        life.hear(ConfigurationInstalled(2))
+        before = len(life.told)
+        life.hear(outcome)
+        assert (POSTGRES, SettleConfiguration(with_role("a"), subscribers)) in life.told[before:]
+
+
+def test_a_start_settles_the_configuration_when_it_has_succeeded_only() -> None:
+    assert running().last(SettleConfiguration).subscribers
+    life = booted(a_spec())
+    life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=1), PostgresReady(1, 42, 1))
+    life.hear(ApplyFailed(1, "no"))
+    assert not life.has_told(SettleConfiguration)

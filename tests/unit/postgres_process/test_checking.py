@@ -41,9 +41,8 @@ ID = "0123456789abcdef0123456789abcdef"
 # --- Fields whose feature is not there -------------------------------------------------------------------
 
 GIVEN: dict[str, dict[str, Any]] = {
-    "audit_log_level": {"audit_log_level": Audit.BASE},
+    "audit_log_level": {"audit_log_level": Audit.FULL},
     "local_proxy_config": {"local_proxy_config": LocalProxySpec()},
-    "drop_subscriptions_before_start": {"drop_subscriptions_before_start": True},
     "features: tls_experimental": {"features": ("tls_experimental",)},
     "remote_extensions": {"remote_extensions": RemoteExtSpec(library_index={}, extension_data={})},
     "pgbouncer_settings": {"pgbouncer_settings": {"a": "b"}},
@@ -77,7 +76,6 @@ def test_what_could_lose_data_access_control_or_audit_is_refused() -> None:
     assert {entry.field for entry in NOT_BUILT if entry.refuse} == {
         "audit_log_level",
         "local_proxy_config",
-        "drop_subscriptions_before_start",
     }
 
 
@@ -86,9 +84,9 @@ def test_an_ordinary_spec_has_neither() -> None:
 
 
 @pytest.mark.parametrize("level", Audit)
-def test_every_level_of_audit_but_none_is_refused(level: Audit) -> None:
+def test_levels_of_audit_whose_records_nobody_would_send_on_are_refused(level: Audit) -> None:
     error, _ = checking.not_built(a_spec(audit_log_level=level))
-    assert (error is None) is (level is Audit.DISABLED)
+    assert (error is None) is (level in {Audit.DISABLED, Audit.LOG, Audit.BASE})
 
 
 @pytest.mark.parametrize("mode", ["Replica", StaticMode("0/1")])
