@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ..messages.failpoints import Arming
 from ..messages.lifecycle import ActorFailed, StatusChanged
-from ..messages.metrics import LOG_DROPPED, ORPHANS_REAPED
+from ..messages.metrics import CONTROL_PLANE_REQUESTS, LOG_DROPPED, ORPHANS_REAPED
 from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeSpec
 from ..postgres.accounts import Account
@@ -29,7 +29,7 @@ from .kit.threaded import ThreadedRuntime
 from .postgres_process.actor import PostgresProcess
 from .postgres_process.port import ProcessSink
 from .postgres_process.server import Server
-from .supervisor.actor import Supervisor, SupervisorMessage
+from .supervisor.actor import GET_CONFIG, ReadSpec, Supervisor, SupervisorMessage
 from .supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
 from .supervisor.turn import Moment
 
@@ -48,10 +48,11 @@ class Launch(msgspec.Struct, frozen=True):
     spec: ComputeSpec | None
     binaries: Binaries
     account: Account | None
-    read_spec: Callable[[], ComputeSpec | None]
-    """Reads the configuration file again; may raise."""
+    read_spec: ReadSpec
     began: Moment
     """When the process began."""
+    control_plane_requests: tuple[str, ...] = ()
+    """What came back of each request to the control plane so far, as the metric's `http_status`."""
     dropped_lines: Callable[[], int] = lambda: 0
     """How many log lines were lost so far."""
     orphans_reaped: Callable[[], int] = lambda: 0
@@ -92,6 +93,8 @@ class System:
         self.runtime = ThreadedRuntime(watcher=SUPERVISOR, abandoned=abandoned)
         self.runtime.failpoints.configure(launch.failpoints)
         self.supervisor: Ref[SupervisorMessage] = self.runtime.ref(SUPERVISOR)
+        for http_status in launch.control_plane_requests:
+            self.runtime.metrics.add(CONTROL_PLANE_REQUESTS, 1, GET_CONFIG, http_status)
         self._dropped_lines = launch.dropped_lines
         self._orphans_reaped = launch.orphans_reaped
         settings = launch.settings

@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ..messages.lifecycle import EXIT_FAILED
+from ..messages.lifecycle import EXIT_FAILED, EXIT_OK
 from ..postgres.binaries import begin_discovery
-from ..process.signals import SignalPipe
+from ..process.signals import SignalPipe, StoppedError
 from .options import parse
 
 
@@ -23,8 +23,13 @@ def run(argv: Sequence[str] | None, signals: SignalPipe) -> int:
     manager = notify.take()
     writer = logs.configure(options.log_format)
     try:
-        launch = prepare(options, Moment(began_s, began_wall_s), lambda: writer.dropped, found)
+        launch = prepare(options, Moment(began_s, began_wall_s), signals, lambda: writer.dropped, found)
         return node.run(launch, signals, manager=manager).code
+    except StoppedError as stopped:
+        logging.getLogger("compute_node").info(
+            "received %s while the control plane was asked for the config: shutting down", stopped
+        )
+        return EXIT_OK
     except StartError as error:
         writer.close()
         sys.stderr.write(f"Error: {error}\n")

@@ -84,7 +84,7 @@ class Demo:
             signals.install()
             writer = logs.configure("human", stream=log_file)
             try:
-                launch = prepare(self._options(), Moment(self._began_s, time.time()))
+                launch = prepare(self._options(), Moment(self._began_s, time.time()), signals)
                 self._binaries = launch.binaries
                 say(f"compute-node demo: PostgreSQL {launch.binaries.version} in {self._directory}")
                 report = node.run(launch, signals, on_status=self._narrate)

@@ -6,6 +6,7 @@ Source: `startup-and-spec` reference, 1.1. A flag whose feature is not built is 
 import argparse
 import os
 import re
+import string
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NoReturn
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ DEFAULT_FILECACHE_CONNSTR: Final = (
 )
 FAILPOINTS: Final = "FAILPOINTS"
 """The variable that arms failpoints; it is taken out of the environment."""
+CONTROL_PLANE_TOKEN: Final = "NEON_CONTROL_PLANE_TOKEN"  # noqa: S105 - the name of a variable
+"""Goes along with every request to the control plane."""
 LOG_FORMATS: Final = ("auto", "human", "json")
 
 _ROLE: Final = re.compile(r"[a-z_]+")
@@ -62,6 +65,8 @@ class Options(msgspec.Struct, frozen=True):
     stop_timeout_s: float
     log_format: Literal["auto", "human", "json"]
     installed_extensions_collection_interval: int = DEFAULT_COLLECTION_INTERVAL_S
+    control_plane_uri: str | None = None
+    control_plane_token: Secret = Secret("")
     failpoints: tuple[Arming, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -80,7 +85,6 @@ def parse(argv: Sequence[str] | None = None, *, prog: str = "compute_ctl") -> Op
             "AUTOSCALING has no effect: the vm-monitor is not built yet, so nothing scales this node"
         )
     _check_sources(parser, values)
-    del values["control_plane_uri"]
     armings: tuple[Arming, ...] = ()
     failpoints = os.environ.pop(FAILPOINTS, None)
     if failpoints is not None and not values["dev"]:
@@ -90,7 +94,8 @@ def parse(argv: Sequence[str] | None = None, *, prog: str = "compute_ctl") -> Op
             armings = parse_environment(failpoints)
         except FailpointError as error:
             parser.error(f"{FAILPOINTS}: {error}")
-    return Options(**values, failpoints=armings, warnings=tuple(warnings))
+    token = Secret(os.environ.get(CONTROL_PLANE_TOKEN, ""))
+    return Options(**values, control_plane_token=token, failpoints=armings, warnings=tuple(warnings))
 
 
 def _check_sources(parser: argparse.ArgumentParser, values: dict[str, Any]) -> None:
@@ -109,11 +114,6 @@ def _check_sources(parser: argparse.ArgumentParser, values: dict[str, Any]) -> N
         )
     if len(given) > 1:
         parser.error(f"{' and '.join(given)} exclude each other: give one")
-    if values["control_plane_uri"] is not None:
-        parser.error(
-            "-p/--control-plane-uri: fetching the spec from a control plane is not built yet; "
-            "give a file by -c/--config"
-        )
     if values["external_http_port"] == values["internal_http_port"] != 0:
         parser.error(
             f"--external-http-port and --internal-http-port are both {values['external_http_port']}: give two ports"
@@ -163,7 +163,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "-c", "--config", metavar="FILE", help="JSON file: a config with a spec, or without one"
     )
     spec.add_argument("-S", "--spec-path", dest="spec", metavar="FILE", help="JSON file: a bare spec")
-    spec.add_argument("-p", "--control-plane-uri", metavar="URL", help="not built yet")
+    spec.add_argument(
+        "-p",
+        "--control-plane-uri",
+        type=_control_plane,
+        metavar="URL",
+        help=f"where to ask for the config, with the token of {CONTROL_PLANE_TOKEN}",
+    )
     folder = parser.add_argument_group("the data folder")
     folder.add_argument(
         "--source",
@@ -238,6 +244,21 @@ def _connstr(text: str) -> Secret:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return Secret(text)
+
+
+def _control_plane(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_url = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        parts, is_url = urlsplit(""), False
+    if not is_url or parts.scheme not in {"http", "https"} or any(c in string.whitespace for c in text):
+        msg = "it is not a URL such as https://host/path"
+        raise argparse.ArgumentTypeError(msg)
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        msg = f"a path is put behind it, so it has no query and no fragment; the token is given by {CONTROL_PLANE_TOKEN}"
+        raise argparse.ArgumentTypeError(msg)
+    return text
 
 
 def _base_url(text: str) -> str:

@@ -50,6 +50,12 @@ INSTALLED_EXTENSIONS: Final = _gauge(
 FAILED_MIGRATIONS: Final = _counter(
     "compute_ctl_db_migration_failed_total", "Migrations that failed, by their number.", "migration_id"
 )
+CONTROL_PLANE_REQUESTS: Final = _counter(
+    "compute_ctl_cplane_requests_total",
+    "Requests to the control plane, by what came back.",
+    "rpc",
+    "http_status",
+)
 
 CRASH_RESTARTS: Final = _counter(
     "compute_node_postgres_crash_restarts_total",

@@ -33,6 +33,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
     """Path of the `postgres` program; its siblings are found beside it."""
     config: ComputeCtlConfig
     config_path: str | None = None
+    """The file that the spec came from; None when it came from the control plane."""
+    control_plane_uri: str | None = None
     source: SourceName = SourceName.PAGESERVER
     fresh: bool = False
     set_aside_pgdata: bool = False

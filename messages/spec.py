@@ -306,6 +306,21 @@ class ComputeConfig(msgspec.Struct, frozen=True):
     spec: ComputeSpec | None = None
 
 
+class ControlPlaneStatus(Enum):
+    """Whether a node has something to run."""
+
+    EMPTY = "empty"
+    ATTACHED = "attached"
+
+
+class ControlPlaneConfig(msgspec.Struct, frozen=True):
+    """The control plane's answer to a node that asks for its config."""
+
+    status: ControlPlaneStatus
+    compute_ctl_config: ComputeCtlConfig
+    spec: ComputeSpec | None = None
+
+
 class ConfigurationRequest(msgspec.Struct, frozen=True):
     """The body of `POST /configure`; `compute_ctl_config` must parse and is not used."""
 
@@ -314,5 +329,6 @@ class ConfigurationRequest(msgspec.Struct, frozen=True):
 
 
 config_decoder: Final = msgspec.json.Decoder(ComputeConfig, dec_hook=decode_hook)
+control_plane_decoder: Final = msgspec.json.Decoder(ControlPlaneConfig, dec_hook=decode_hook)
 request_decoder: Final = msgspec.json.Decoder(ConfigurationRequest, dec_hook=decode_hook)
 spec_decoder: Final = msgspec.json.Decoder(ComputeSpec, dec_hook=decode_hook)

@@ -192,7 +192,12 @@ def addresses(target: Target) -> tuple[str, ...]:
         return _LOOPBACK
     if target.host.startswith("/"):
         return (target.host,)
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    return find_addresses(target.host, target.port)
+
+
+def find_addresses(host: str, port: int) -> tuple[str, ...]:
+    """Look a name up, on the caller's thread. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -33,10 +33,15 @@ def read_bare_spec(path: str) -> ComputeConfig:
 
 def unknown_parts_of(path: str, *, bare: bool) -> tuple[str, ...]:
     """Return the JSON paths in that file which are not known and have no effect. Raises ConfigurationError."""
+    document = _decode(path, msgspec.json.Decoder())
+    return unknown_parts_in(document, ComputeSpec if bare else ComputeConfig)
+
+
+def unknown_parts_in(document: object, kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Return the JSON paths in a decoded document of that kind which are not known and have no effect."""
     from ..messages.unknown import unknown_parts
 
-    document = _decode(path, msgspec.json.Decoder())
-    return unknown_parts(document, ComputeSpec if bare else ComputeConfig)
+    return unknown_parts(document, kind)
 
 
 def _decode(path: str, decoder: msgspec.json.Decoder[Any]) -> Any:  # noqa: ANN401 - the decoder says

@@ -12,6 +12,10 @@ HANDLED: Final = (*sorted(STOPPING), signal.SIGHUP)
 _WAKE: Final = b"\0"
 
 
+class StoppedError(Exception):
+    """The process was asked to end before there was a node; the message names the signal."""
+
+
 class SignalPipe:
     """Where signals and other threads wake the main thread. One per process, made in the main thread."""
 

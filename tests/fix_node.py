@@ -88,6 +88,8 @@ class Node:
     runs_as: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=lambda: [sys.executable, str(ROOT / "run.py")])
     process: "subprocess.Popen[bytes] | None" = None
+    control_plane: str | None = None
+    """Who is asked for the config in place of the file."""
     log_begins_at: int = 0
     panics: bool = False
     """On purpose: then its log may say what no log should."""
@@ -117,7 +119,8 @@ class Node:
 
     def arguments(self) -> list[str]:
         return [
-            *("--source", "initdb", "-D", str(self.pgdata), "-i", COMPUTE_ID, "-c", str(self.config)),
+            *("--source", "initdb", "-D", str(self.pgdata), "-i", COMPUTE_ID),
+            *(("-c", str(self.config)) if self.control_plane is None else ("-p", self.control_plane)),
             *(
                 "-C",
                 f"postgresql://cloud_admin:{canaries.canary('connstr')}@localhost:{self.postgres_port}/postgres",
@@ -135,12 +138,16 @@ class Node:
 
     def write_config(self, document: dict[str, Any] | None) -> None:
         """Write a config with this spec, or without one."""
-        key_set = keys.key_set(self.key)
-        key_set["keys"] += canaries.keys()
-        config: dict[str, Any] = {"compute_ctl_config": {"jwks": key_set}}
+        config: dict[str, Any] = {"compute_ctl_config": self.own_config()}
         if document is not None:
             config["spec"] = document
         self.config.write_text(json.dumps(config))
+
+    def own_config(self) -> dict[str, Any]:
+        """Make what the node itself is configured with: its keys, beside some that it should not have."""
+        key_set = keys.key_set(self.key)
+        key_set["keys"] += canaries.keys()
+        return {"jwks": key_set}
 
     def start(self, *flags: str, failpoints: Mapping[Failpoint, str] | None = None) -> "Node":
         """Start the process and return at once; with actions by failpoint, which count only with --dev."""
@@ -316,7 +323,7 @@ class Node:
     def _is_ours(self, process: psutil.Process) -> bool:
         """Tell a process that runs our program: what it was given is in its arguments and its environment."""
         with contextlib.suppress(psutil.Error):
-            return str(self.config) in process.cmdline()
+            return (self.control_plane or str(self.config)) in process.cmdline()
         return True
 
     def _session(self) -> "psycopg.Connection[Any]":

@@ -27,7 +27,7 @@ from ...messages.lifecycle import (
     StatusChanged,
     Terminate,
 )
-from ...messages.metrics import CONDITION, STOP_RUNGS, UP
+from ...messages.metrics import CONDITION, CONTROL_PLANE_REQUESTS, STOP_RUNGS, UP
 from ...messages.planning import GetSpec, SpecInForce
 from ...messages.postgres import (
     ConfigurationAccepted,
@@ -105,6 +105,11 @@ SupervisorMessage: TypeAlias = (
     | Terminate
 )
 
+ReadSpec: TypeAlias = Callable[[Cancellation, Callable[[str], None]], ComputeSpec | None]
+"""Gets the spec again from file or control plane, whose every `http_status` is told to the callable; may raise."""
+
+GET_CONFIG: Final = "GetConfig"
+"""The only call to the control plane, as its metric names it."""
 DUMPED_ENTRIES: Final = 100
 """How many of the last messages are written into the log when the node fails."""
 
@@ -114,7 +119,7 @@ log = logging.getLogger("compute_node.supervisor")
 class Supervisor(Actor[SupervisorMessage]):
     """Owns the node's state. `others` maps the names of effects.py to the actors that are told.
 
-    `read_spec` reads the `--config` file again (SIGHUP); it may raise. `listeners` hear StatusChanged.
+    `read_spec` gets the spec again from where it came from. `listeners` hear StatusChanged.
     `began` is when the process began: seconds on the monotonic clock and since the epoch.
     """
 
@@ -125,7 +130,7 @@ class Supervisor(Actor[SupervisorMessage]):
         settings: NodeSettings,
         others: Mapping[str, Ref[Any]],
         *,
-        read_spec: Callable[[], ComputeSpec | None],
+        read_spec: ReadSpec,
         listeners: tuple[Ref[StatusChanged], ...] = (),
         began: Moment,
     ) -> None:
@@ -232,7 +237,8 @@ class Supervisor(Actor[SupervisorMessage]):
 
     def _reread(self, waiters: tuple[int, ...], cancellation: Cancellation) -> ConfigurationReread:
         cancellation.reach(Failpoint.REREAD)
-        return ConfigurationReread(spec=self._read_spec(), waiters=waiters)
+        count = partial(self.metrics.add, CONTROL_PLANE_REQUESTS, 1, GET_CONFIG)
+        return ConfigurationReread(spec=self._read_spec(cancellation, count), waiters=waiters)
 
     def _show(self) -> None:
         """Let the metrics show exactly the current status and conditions."""

@@ -66,7 +66,7 @@ def _take(turn: Turn, spec: ComputeSpec, waiters: tuple[int, ...]) -> str | None
 
 def reread_configuration(turn: Turn, _: RereadConfiguration, waiter: int | None) -> None:
     waiters = () if waiter is None else (waiter,)
-    if turn.state.settings.config_path is None:
+    if turn.state.settings.config_path is None and turn.state.settings.control_plane_uri is None:
         _not_reread(turn, waiters, "there is no --config file to read again")
     elif turn.state.phase is Phase.UP and turn.state.ending is None:
         turn.effects.append(ReadConfiguration(waiters))
@@ -84,7 +84,9 @@ def configuration_reread(turn: Turn, message: ConfigurationReread, _: int | None
 
 
 def _not_reread(turn: Turn, waiters: tuple[int, ...], why: str) -> None:
-    turn.log(logging.WARNING, f"the configuration file was not applied: {why}")
+    is_file = turn.state.settings.config_path is not None
+    what = "configuration file" if is_file else "configuration of the control plane"
+    turn.log(logging.WARNING, f"the {what} was not applied: {why}")
     turn.answer(waiters, ConfigureRefused(why, bad_spec=False))
 
 

@@ -173,7 +173,7 @@ class World:
         self.supervisor = Supervisor(
             self.settings,
             {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, HTTP)},
-            read_spec=lambda: self.reread,
+            read_spec=lambda _cancellation, _count: self.reread,
             listeners=(runtime.ref("listener"),),
             began=Moment(self.clock.now(), self.clock.wall()),
         )

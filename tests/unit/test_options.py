@@ -129,10 +129,35 @@ def test_both_config_and_control_plane_is_a_usage_error(capsys: pytest.CaptureFi
     assert "exclude each other" in refused((*MINIMAL, "-p", "http://cplane"), capsys)
 
 
-def test_the_control_plane_is_refused_by_name_until_it_is_built(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused((*without("-c"), "-p", "http://cplane"), capsys)
-    assert "--control-plane-uri" in said
-    assert "not built yet" in said
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host",
+        "ftp://host",
+        "http://",
+        "http://host:x",
+        "http://u:canary@host",
+        "http://h/?a=1",
+        "http://h h",
+    ],
+)
+def test_a_control_plane_is_an_url_to_which_a_path_can_be_added(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused([*without("-c"), "-p", url], capsys)
+    assert "-p/--control-plane-uri" in said
+    assert "canary" not in said
+
+
+def test_the_control_plane_is_asked_with_the_token_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NEON_CONTROL_PLANE_TOKEN", "canary")
+    options = parse([*without("-c"), "-p", "https://cplane:8000/a/"])
+    assert (options.config, options.control_plane_uri) == (None, "https://cplane:8000/a/")
+    assert options.control_plane_token.reveal() == "canary"
+    assert "canary" not in repr(options)
 
 
 @pytest.mark.parametrize(
