@@ -16,7 +16,7 @@ from compute_node.process.web import Response, WebError, get, parse
 from doubles import control_plane as doubles
 
 SPEC = {"format_version": 1.0, "suspend_timeout_seconds": -1, "cluster": {"roles": [], "databases": []}}
-CONFIG = {"jwks": {"keys": []}}
+CONFIG: dict[str, object] = {"jwks": {"keys": []}}
 
 
 def document(**changes: object) -> bytes:
