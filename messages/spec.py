@@ -178,6 +178,38 @@ class RemoteExtSpec(msgspec.Struct, frozen=True):
     custom_extensions: tuple[str, ...] | None = None
 
 
+class Wire(Enum):
+    """How a pageserver is spoken to."""
+
+    LIBPQ = "libpq"
+    GRPC = "grpc"
+
+
+class PageserverUrls(msgspec.Struct, frozen=True):
+    """Where one pageserver is reached."""
+
+    id: U64 | None = None
+    libpq_url: Secret | None = None
+    grpc_url: Secret | None = None
+
+
+class PageserverShard(msgspec.Struct, frozen=True):
+    """The servers of one shard; the first is the one that is used."""
+
+    pageservers: tuple[PageserverUrls, ...]
+
+
+class PageserverConnectionInfo(msgspec.Struct, frozen=True):
+    """Where the pageservers are, shard by shard; keys of `shards` are number and count in hexadecimal digits."""
+
+    shard_count: Annotated[int, Meta(ge=0, le=255)]
+    """0: the tenant is not sharded."""
+    shards: dict[str, PageserverShard]
+    stripe_size: U32 | None = None
+    """In pages; given exactly when the tenant is sharded."""
+    prefer_protocol: Wire = Wire.LIBPQ
+
+
 class Audit(Enum):
     """How much of what users do is logged for audit; Log and Hipaa are old names of Base and Extended."""
 
@@ -225,6 +257,7 @@ class ComputeSpec(Summarised, frozen=True):
     tenant_id: str | None = None
     timeline_id: str | None = None
     pageserver_connstring: Secret | None = None
+    pageserver_connection_info: PageserverConnectionInfo | None = None
     project_id: str | None = None
     branch_id: str | None = None
     endpoint_id: str | None = None

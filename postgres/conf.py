@@ -8,7 +8,7 @@ import msgspec
 from typing_extensions import override
 
 from ..messages.secret import MASK, is_secret_setting, mask_credentials
-from ..messages.spec import Audit, ComputeSpec, GenericOption, Mode, StaticMode
+from ..messages.spec import Audit, ComputeSpec, GenericOption, Mode, PageserverConnectionInfo, StaticMode
 from .conf_reader import (
     effective,
     is_setting_name,
@@ -17,7 +17,9 @@ from .conf_reader import (
     read,
     split_libraries,
 )
+from .lsn import parse_lsn, show_lsn
 from .masking import mask_server_words
+from .storage import StorageError, libpq_urls
 
 OVERRIDE_FILE: Final = "compute_ctl_temp_override.conf"
 """Included last. It holds OVERRIDE_TEXT while SQL work must not fail on a full cluster, else nothing."""
@@ -261,13 +263,15 @@ def _add_own_text(lines: _Lines, text: str) -> None:
 
 
 def _add_storage(lines: _Lines, spec: ComputeSpec) -> None:
-    if spec.shard_stripe_size is not None:
-        lines.fixed(f"neon.stripe_size={spec.shard_stripe_size}")
-    lines.fixed("# Neon storage settings")
-    if spec.pageserver_connstring is not None:
-        lines.quoted(
-            "neon.pageserver_connstring", spec.pageserver_connstring.reveal(), "pageserver_connstring"
-        )
+    if spec.pageserver_connection_info is not None:
+        _add_pageservers(lines, spec.pageserver_connection_info)
+    else:
+        if spec.shard_stripe_size is not None:
+            lines.fixed(f"neon.stripe_size={spec.shard_stripe_size}")
+        lines.fixed("# Neon storage settings")
+        if spec.pageserver_connstring is not None:
+            connstring = spec.pageserver_connstring.reveal()
+            lines.quoted("neon.pageserver_connstring", connstring, "pageserver_connstring")
     if spec.safekeeper_connstrings:
         generation = "" if spec.safekeepers_generation is None else f"g#{spec.safekeepers_generation}:"
         lines.quoted(
@@ -279,13 +283,34 @@ def _add_storage(lines: _Lines, spec: ComputeSpec) -> None:
             lines.quoted(f"neon.{field}", shown, field)
 
 
+def _add_pageservers(lines: _Lines, info: PageserverConnectionInfo) -> None:
+    """Write what the newer field says, as the counterpart has it since then (`startup-and-spec` 10.1)."""
+    field = "pageserver_connection_info"
+    lines.fixed("# Neon storage settings")
+    lines.fixed("")
+    if info.stripe_size is not None:
+        lines.fixed(f"# from compute spec's {field}.stripe_size field")
+        lines.fixed(
+            f"neon.stripe_size={info.stripe_size}"
+        )  # before the next one, which makes the extension read it
+    try:
+        urls = libpq_urls(info)
+    except StorageError as error:
+        msg = f"`{field}`: {error}"
+        raise ConfError(msg) from None
+    if urls is None:
+        lines.fixed("# no neon.pageserver_connstring")
+        return
+    lines.fixed(f"# derived from compute spec's {field} field")
+    lines.quoted("neon.pageserver_connstring", ",".join(url.reveal() for url in urls), field)
+
+
 def _add_mode(lines: _Lines, spec: ComputeSpec) -> None:
     lines.fixed(f"neon.compute_mode={spec.compute_mode.value}")
     if spec.compute_mode is not Mode.PRIMARY:
         lines.fixed("hot_standby=on")
     if isinstance(spec.mode, StaticMode):
-        high, _, low = spec.mode.static.strip().partition("/")
-        lines.fixed(f"recovery_target_lsn='{int(high, 16):X}/{int(low, 16):X}'")
+        lines.fixed(f"recovery_target_lsn='{show_lsn(parse_lsn(spec.mode.static))}'")
 
 
 def _add_settings(lines: _Lines, settings: tuple[GenericOption, ...]) -> None:

@@ -17,6 +17,7 @@ from ...messages.spec import Audit, ComputeSpec, Mode
 from ...postgres.accounts import Account
 from ...postgres.conf import ConfText, socket_folder_problem
 from ...postgres.conf_reader import Entry, effective, read, split_libraries
+from ...postgres.storage import StorageError, pageservers, safekeepers_of, storage_of
 
 AUTO_CONF: Final = "postgresql.auto.conf"
 SCARCE_SHARED_MEMORY: Final = 64 << 20
@@ -101,7 +102,7 @@ NOT_BUILT: Final = (
 )
 """Refused where ignoring it could lose data, access control or audit; else a warning by name."""
 
-_STORAGE_FIELDS: Final = ("pageserver_connstring", "safekeeper_connstrings")
+_STORAGE_FIELDS: Final = ("pageserver_connstring", "pageserver_connection_info", "safekeeper_connstrings")
 
 
 def not_built(spec: ComputeSpec) -> tuple[str | None, tuple[str, ...]]:
@@ -139,22 +140,13 @@ def unused_storage(spec: ComputeSpec) -> tuple[str, ...]:
 
 def storage_problem(spec: ComputeSpec) -> str | None:
     """Validate what the source `pageserver` needs (`startup-and-spec` 2.9); the first problem, or None."""
-    primary = spec.compute_mode is Mode.PRIMARY
-    if spec.pageserver_connstring is None and spec.cluster.setting("neon.pageserver_connstring") is None:
-        return "pageserver connstr should be provided"
-    safekeepers = spec.safekeeper_connstrings
-    if not safekeepers and primary:
-        listed = spec.cluster.setting("neon.safekeepers")
-        if listed is None:
-            return "safekeeper connstrings should be provided"
-        safekeepers = tuple(listed.split(",")) if listed else ()
-    for field, what in (("tenant_id", "tenant id"), ("timeline_id", "timeline id")):
-        value = getattr(spec, field) or spec.cluster.setting(f"neon.{field}")
-        if value is None:
-            return f"{what} should be provided"
-        if re.fullmatch(r"[0-9a-fA-F]{32}", value) is None:
-            return f"invalid {what}"
-    return _safekeeper_problem(safekeepers) if primary else None
+    try:
+        pageservers(spec)
+        safekeepers = safekeepers_of(spec)
+        storage_of(spec)
+    except StorageError as error:
+        return str(error)
+    return _safekeeper_problem(safekeepers) if spec.compute_mode is Mode.PRIMARY else None
 
 
 def _safekeeper_problem(safekeepers: tuple[str, ...]) -> str | None:

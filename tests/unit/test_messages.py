@@ -41,6 +41,7 @@ CANARY = "canary-5ecret"
 WITH_STREAMS = {DumpSchema}
 WIRE_MAPS = {
     ("ComputeSpec", "pgbouncer_settings"),
+    ("PageserverConnectionInfo", "shards"),
     ("RemoteExtSpec", "library_index"),
     ("RemoteExtSpec", "extension_data"),
     ("ExtensionData", "control_data"),

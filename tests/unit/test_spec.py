@@ -85,6 +85,10 @@ OPTIONAL: dict[str, Any] = {
     "tenant_id": HEX,
     "timeline_id": HEX,
     "pageserver_connstring": "p",
+    "pageserver_connection_info": {
+        "shard_count": 0,
+        "shards": {"0000": {"pageservers": [{"libpq_url": "p"}]}},
+    },
     "project_id": "p",
     "branch_id": "b",
     "endpoint_id": "e",
