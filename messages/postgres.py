@@ -5,6 +5,8 @@ Commands carry the number of the operation they belong to; outcomes bear it, so 
 
 from enum import Enum
 
+import msgspec
+
 from .base import Message
 from .spec import ComputeSpec
 
@@ -105,12 +107,23 @@ class ConfigurationRefused(Message, frozen=True):
     error: str
 
 
+class PgdataStages(msgspec.Struct, frozen=True):
+    """What the making of a PGDATA from storage took, as StartupMetrics shows it; 0 for what there was none of."""
+
+    sync_sk_check_ms: int = 0
+    sync_safekeepers_ms: int = 0
+    pageserver_connect_micros: int = 0
+    basebackup_ms: int = 0
+    basebackup_bytes: int = 0
+
+
 class PgdataPrepared(Message, frozen=True):
     """A complete PGDATA stands ready; `kept` when it is the one that was there."""
 
     operation: int
     kept: bool
     took_ms: int
+    stages: PgdataStages = PgdataStages()
 
 
 class PgdataFailed(Message, frozen=True):

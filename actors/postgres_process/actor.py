@@ -27,8 +27,9 @@ from ..kit.actor import Actor, Ref, Replier
 from ..kit.jobs import Cancellation, CancelledError, Job, OnFailure, describe
 from ..kit.jobs import Work as Run
 from ..kit.programs import ProgramError
-from .port import PgdataRefusedError, Port, PostgresError
+from .port import PassingError, PgdataRefusedError, Port, PostgresError
 from .private import (
+    AttemptDue,
     BecameReady,
     BudgetSpent,
     Checked,
@@ -55,7 +56,8 @@ from .state import Answer, Begin, Cancel, Effect, Log, Phase, ProcessState, Remi
 from .work import Work
 
 PostgresMessage: TypeAlias = (
-    BecameReady
+    AttemptDue
+    | BecameReady
     | BudgetSpent
     | CheckConfiguration
     | CheckRefused
@@ -150,7 +152,7 @@ class PostgresProcess(Actor[PostgresMessage]):
             Work.INSPECT: lambda cancellation: Inspected(port.inspect(cancellation)),
             Work.CHECK: lambda cancellation: Checked(port.check(_spec(begin), cancellation)),
             Work.COMPARE: lambda cancellation: Compared(port.compare(_spec(begin), cancellation)),
-            Work.PREPARE: lambda cancellation: Prepared(port.prepare(_spec(begin), cancellation)),
+            Work.PREPARE: partial(_prepare, port, begin),
             Work.LOGS: _ended(Work.LOGS, partial(port.pump_logs, self._space_refused)),
             Work.LAUNCH: partial(_launch, port, begin),
             Work.AWAIT_READY: partial(_await_ready, port, begin.limit_s),
@@ -175,6 +177,11 @@ def _spec(begin: Begin) -> ComputeSpec:
         msg = f"'{begin.work.value}' needs a spec"
         raise ValueError(msg)
     return begin.spec
+
+
+def _prepare(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
+    prepared = port.prepare(_spec(begin), cancellation)
+    return Prepared(prepared.kept, prepared.stages)
 
 
 def _launch(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
@@ -236,7 +243,7 @@ _FAILED: Final[dict[Work, OnFailure]] = {
     Work.COMPARE: lambda error: Compared(
         CannotPlan(f"the settings cannot be compared: {_text(error)}", busy=isinstance(error, CancelledError))
     ),
-    Work.PREPARE: lambda error: PreparationFailed(_text(error)),
+    Work.PREPARE: lambda error: PreparationFailed(_text(error), isinstance(error, PassingError)),
     Work.LAUNCH: lambda error: LaunchFailed(_text(error)),
     Work.AWAIT_READY: _not_ready,
     Work.INSTALL: lambda error: InstallationFailed(_text(error)),

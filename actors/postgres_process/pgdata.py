@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from ...messages.postgres import PgdataKind
+from ...messages.settings import SourceName
 
 TOKEN: Final = "compute_node.token.json"  # noqa: S105 - the name of a file
 MARKER: Final = "compute_node.complete.json"
@@ -83,6 +84,12 @@ class Wish(msgspec.Struct, frozen=True):
     fresh: bool = False
     set_aside: bool = False
     claim: bool = False
+    source: str = SourceName.INITDB.value
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether a complete folder is replaced: its data is elsewhere, or was given up."""
+        return self.fresh or self.source != SourceName.INITDB.value
 
 
 # --- Judgements ------------------------------------------------------------------------------------------
@@ -189,7 +196,13 @@ def _judge_moved(facts: Facts, wish: Wish, recorded: str) -> Judgement:
 
 
 def _judge_version(facts: Facts, wish: Wish, usable: Usable) -> Judgement:
-    if wish.fresh or facts.version == str(wish.major):
+    made_by = wish.source if facts.marker is None else facts.marker.source
+    if made_by != wish.source and not wish.fresh:
+        return Foreign(
+            f"{facts.path} was made by the source `{made_by}`, and this node's is `{wish.source}`",
+            (f"give --source {made_by}", "give --fresh to have it replaced", _SET_ASIDE, _ELSEWHERE),
+        )
+    if wish.rebuilds or facts.version == str(wish.major):
         return usable
     if facts.version is None:
         reason = f"{facts.path} is damaged: it has no PG_VERSION"

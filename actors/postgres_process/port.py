@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from ...messages.planning import SettingsCompared
-from ...messages.postgres import PgdataKind, StopRung
+from ...messages.postgres import PgdataKind, PgdataStages, StopRung
 from ...messages.spec import ComputeSpec
 from ..kit.jobs import Cancellation
 from .disk import Area
@@ -16,12 +16,23 @@ class PostgresError(Exception):
     """Something could not be done; the message says what, why, and what to do."""
 
 
+class PassingError(PostgresError):
+    """No PGDATA could be made, and another attempt may go better."""
+
+
 class PgdataRefusedError(PostgresError):
     """The folder must not be touched; the node is to end with `exit_code`."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Preparation(msgspec.Struct, frozen=True):
+    """A complete folder; `kept` when it is the one that was there."""
+
+    kept: bool
+    stages: PgdataStages = PgdataStages()
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -72,10 +83,11 @@ class Port(Protocol):
         """Say how the settings of this spec differ from those of the running Postgres. Changes nothing."""
         ...
 
-    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
-        """Build a complete folder beside its place, or find the one to keep (True).
+    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> Preparation:
+        """Build a complete folder beside its place, or find the one to keep.
 
-        After an error or a cancellation nothing is left of what was begun.
+        After an error or a cancellation nothing is left of what was begun. Raises PassingError where it is worth
+        another attempt.
         """
         ...
 

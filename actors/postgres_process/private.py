@@ -4,7 +4,7 @@ from typing import Final
 
 from ...messages.base import Message
 from ...messages.planning import ComparisonOutcome
-from ...messages.postgres import PgdataKind, StopRung
+from ...messages.postgres import PgdataKind, PgdataStages, StopRung
 from .disk import Area
 from .work import Work
 
@@ -44,12 +44,21 @@ class Prepared(Message, frozen=True):
     """A complete PGDATA is there; `kept` when nothing had to be built."""
 
     kept: bool
+    stages: PgdataStages = PgdataStages()
 
 
 class PreparationFailed(Message, frozen=True):
-    """Nothing was built, and nothing is left of the attempt."""
+    """Nothing was built, and nothing is left of the attempt; `passing`: another one may go better."""
 
     error: str
+    passing: bool = False
+
+
+class AttemptDue(Message, frozen=True):
+    """Time for the next attempt to prepare, unless that operation is over."""
+
+    operation: int
+    attempt: int
 
 
 class Launched(Message, frozen=True):

@@ -32,7 +32,16 @@ from .launcher import Postmaster, environment
 from .lock import FolderLock
 from .logs import Pump
 from .pgdata import MARKER, TOKEN, Foreign, Place, Seal, SetAside, Usable, Wish, judge, recovery
-from .port import Exit, Launch, PgdataRefusedError, Port, PostgresError, ProcessSink
+from .port import (
+    Exit,
+    Launch,
+    PassingError,
+    PgdataRefusedError,
+    Port,
+    PostgresError,
+    Preparation,
+    ProcessSink,
+)
 from .run_folders import (
     SHARED_MEMORY,
     check_folder,
@@ -87,6 +96,7 @@ class Server(Port):
             path=self._pgdata,
             major=binaries.major,
             fresh=settings.fresh,
+            source=settings.source.value,
             set_aside=settings.set_aside_pgdata,
             claim=settings.claim_pgdata,
         )
@@ -163,7 +173,7 @@ class Server(Port):
             self._refuse_live()
         assert isinstance(judgement, Usable)  # noqa: S101 - what is ours does not become foreign
         self._judgement = judgement
-        self._keeps = judgement.kind is PgdataKind.OURS_COMPLETE and not self._wish.fresh
+        self._keeps = judgement.kind is PgdataKind.OURS_COMPLETE and not self._wish.rebuilds
         return judgement.kind
 
     def _judge(self, place: Place) -> Usable | SetAside:
@@ -367,14 +377,14 @@ class Server(Port):
     # --- Preparing
 
     @override
-    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
+    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> Preparation:
         with self._blaming_the_disk():
             return self._prepare(spec, cancellation)
 
-    def _prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
+    def _prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> Preparation:
         self._require_source(spec)
         if self._keeps:
-            return True
+            return Preparation(kept=True)
         if self._account is None and (problem := missing_passwd_entry()) is not None:
             raise PostgresError(problem)
         self._require_space()
@@ -393,9 +403,10 @@ class Server(Port):
             with syncing.of_all(paths.building) as whole:
                 each = whole is None
                 try:
-                    self._source().build(paths.built, spec, cancellation, sync=each)
+                    stages = self._source().build(paths.built, spec, cancellation, sync=each)
                 except SourceError as error:
-                    raise PostgresError(str(error)) from error
+                    kind = PassingError if error.passing else PostgresError
+                    raise kind(str(error)) from error
                 folder.seal(paths.built, TOKEN, seal, self._account, sync=each)
                 self._write_texts(paths.built, self._render(spec), cancellation, sync=each)
                 if whole is not None:
@@ -407,7 +418,7 @@ class Server(Port):
         except BaseException:
             self._discard_built()
             raise
-        return False
+        return Preparation(kept=False, stages=stages)
 
     def _require_space(self) -> None:
         where = self._pgdata if self._paths.is_mount else str(Path(self._pgdata).parent)

@@ -41,6 +41,7 @@ from ...messages.spec import ComputeSpec
 from .disk import Area, Fullness, judge
 from .private import (
     WORK_OF,
+    AttemptDue,
     BecameReady,
     BudgetSpent,
     Checked,
@@ -63,6 +64,7 @@ from .private import (
     RungDue,
     SpaceRefused,
 )
+from .retries import RETRIES, pause_s
 from .stopping import next_rung, rungs
 from .work import ENDED_BY_A_STOP, Work
 
@@ -186,6 +188,9 @@ class ProcessState(msgspec.Struct, frozen=True):
     operation: int = 0
     """Of the preparation or start under way."""
     began_s: float = 0.0
+    preparing: ComputeSpec | None = None
+    """What the preparation under way is for."""
+    attempt: int = 0
     check_operation: int = 0
     install_operation: int = 0
     kept: bool = False
@@ -286,7 +291,12 @@ class _Turn:
                 self.compare(message)
             case PreparePgdata(operation, spec):
                 self.set(phase=Phase.PREPARING, operation=operation, began_s=self.now_s)
+                self.set(preparing=spec, attempt=1)
                 self.begin(Work.PREPARE, spec)
+            case AttemptDue(operation, attempt):
+                if self.state.phase is Phase.PREPARING and operation == self.state.operation:
+                    self.set(attempt=attempt)
+                    self.begin(Work.PREPARE, self.state.preparing)
             case StartPostgres(operation, spec):
                 self.set(phase=Phase.STARTING, operation=operation, began_s=self.now_s)
                 self.begin(Work.LOGS)
@@ -345,12 +355,23 @@ class _Turn:
             return
         operation = self.state.operation
         match outcome:
-            case Prepared(kept):
-                self.set(phase=Phase.PREPARED, kept=kept)
-                self.tell(PgdataPrepared(operation, kept, self.took_ms))
-            case PreparationFailed(error):
-                self.set(phase=Phase.INSPECTED)
-                self.tell(PgdataFailed(operation, error))
+            case Prepared(kept, stages):
+                self.set(phase=Phase.PREPARED, kept=kept, preparing=None)
+                self.tell(PgdataPrepared(operation, kept, self.took_ms, stages))
+            case PreparationFailed(error, passing):
+                self.preparation_failed(error, passing=passing)
+
+    def preparation_failed(self, error: str, *, passing: bool) -> None:
+        operation, attempt = self.state.operation, self.state.attempt
+        again_in_s = pause_s(attempt, self.now_s - self.state.began_s) if passing else None
+        if again_in_s is not None:
+            text = f"Failed to get basebackup: {error} (attempt {attempt}/{RETRIES + 1})"
+            self.effects.append(Log(logging.WARNING, text))
+            self.effects.append(Remind(again_in_s, AttemptDue(operation, attempt + 1)))
+            return
+        tried = f" (after {attempt} attempts)" if attempt > 1 else ""
+        self.set(phase=Phase.INSPECTED, preparing=None)
+        self.tell(PgdataFailed(operation, f"{error}{tried}"))
 
     # --- Configurations
 

@@ -134,7 +134,17 @@ def pgdata_prepared(turn: Turn, message: PgdataPrepared, _: int | None) -> None:
     attempt = turn.under_way(message.operation, Step.CHECKING, Step.PREPARING)
     if attempt is None:
         return
-    turn.set(startup=replace(turn.state.startup, basebackup_ms=message.took_ms))
+    stages = message.stages
+    turn.set(
+        startup=replace(
+            turn.state.startup,
+            sync_sk_check_ms=stages.sync_sk_check_ms,
+            sync_safekeepers_ms=stages.sync_safekeepers_ms,
+            pageserver_connect_micros=stages.pageserver_connect_micros,
+            basebackup_ms=stages.basebackup_ms or message.took_ms,
+            basebackup_bytes=stages.basebackup_bytes,
+        )
+    )
     turn.advance(prepared=True)
     turn.start_postgres_if_ready()
 

@@ -37,7 +37,7 @@ from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError
 from compute_node.actors.postgres_process.sources import Source, SourceError
 from compute_node.messages.failpoints import Failpoint, FailpointError
 from compute_node.messages.planning import CatalogPlanned, SettingsCompared
-from compute_node.messages.postgres import PgdataKind, StopRung
+from compute_node.messages.postgres import PgdataKind, PgdataStages, StopRung
 from compute_node.messages.settings import NodeSettings, SourceName
 from compute_node.messages.spec import ComputeSpec
 from compute_node.postgres.binaries import Binaries
@@ -550,16 +550,23 @@ class _Initdb(Source):
         self._machine = machine
 
     @override
-    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool) -> None:
+    def build(
+        self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool
+    ) -> PgdataStages:
         machine = self._machine
         machine.take("initdb", machine.faults.initdb_takes_s, cancellation)
         if machine.faults.initdb_fails is not None:
             raise SourceError(machine.faults.initdb_fails)
+        if machine.faults.passing_failures:
+            machine.faults.passing_failures -= 1
+            msg = "the connection was cut"
+            raise SourceError(msg, passing=True)
         process = machine.begin("initdb", str(Path(target).parent))
         machine._write_cluster(
             Path(target), lambda: machine.change(target)
         )  # when it dies here, initdb lives
         process.alive = False
+        return PgdataStages()
 
 
 class SimulatedServer(server.Server):

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from compute_node.actors.kit.clock import Clock
 from compute_node.actors.kit.jobs import Blocked, Cancellation, CancelledError
 from compute_node.actors.postgres_process.disk import Area
-from compute_node.actors.postgres_process.port import Exit, Launch, PgdataRefusedError, Port, PostgresError
+from compute_node.actors.postgres_process.port import (
+    Exit,
+    Launch,
+    PassingError,
+    PgdataRefusedError,
+    Port,
+    PostgresError,
+    Preparation,
+)
 from compute_node.messages.planning import SettingsCompared
 from compute_node.messages.postgres import PgdataKind, StopRung
 from compute_node.messages.spec import ComputeSpec
@@ -28,6 +36,8 @@ class Faults:
     compare_takes_s: float = 0.0
     initdb_fails: str | None = None
     initdb_takes_s: float = 0.0
+    passing_failures: int = 0
+    """So many attempts to make PGDATA fail in a way that may pass."""
     launch_fails: str | None = None
     launch_takes_s: float = 0.0
     ready_after_s: float = 0.0
@@ -114,9 +124,9 @@ class FakeServer(Port):
         return SettingsCompared(refused=self.faults.conf_refused)
 
     @override
-    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> bool:
+    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> Preparation:
         if self.kind is PgdataKind.OURS_COMPLETE:
-            return True
+            return Preparation(kept=True)
         self.building = True
         try:
             self._take("initdb", self.faults.initdb_takes_s, cancellation)
@@ -126,7 +136,12 @@ class FakeServer(Port):
         if self.faults.initdb_fails is not None:
             self.building = False
             raise PostgresError(self.faults.initdb_fails)
-        return False
+        if self.faults.passing_failures:
+            self.faults.passing_failures -= 1
+            self.building = False
+            msg = "the connection was cut"
+            raise PassingError(msg)
+        return Preparation(kept=False)
 
     @override
     def pump_logs(self, no_space: Callable[[], None], cancellation: Cancellation) -> None:

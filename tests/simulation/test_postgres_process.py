@@ -172,6 +172,7 @@ LIVES = {
     "never ready": Faults(never_ready=True),
     "recovering": Faults(ready_after_s=2.0, recovering=True),
     "initdb fails": Faults(initdb_takes_s=0.2, initdb_fails="no"),
+    "fails a few times": Faults(initdb_takes_s=0.1, passing_failures=3),
     "launch fails": Faults(launch_takes_s=0.2, launch_fails="no"),
     "refused": Faults(conf_refused="no", initdb_takes_s=0.2),
     "exits at once": Faults(exits_after_s=0.0, exit_code=1, never_ready=True),
@@ -505,6 +506,37 @@ def test_a_kept_folder_is_not_built_again() -> None:
     world = World(1, kind=PgdataKind.OURS_COMPLETE).start()
     assert world.told(PgdataPrepared)[0].kept
     assert "initdb" not in world.server.begun
+
+
+def test_what_may_pass_is_tried_again_with_growing_pauses_and_each_attempt_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(1, Faults(passing_failures=3)).start()
+    assert [record.message for record in caplog.records if "basebackup" in record.message] == [
+        f"Failed to get basebackup: the connection was cut (attempt {number}/11)" for number in (1, 2, 3)
+    ]
+    assert world.told(PgdataPrepared)[0].took_ms == pytest.approx(500 + 750 + 1125, abs=100)
+
+
+def test_what_does_not_pass_is_given_up_after_eleven_attempts_in_about_a_minute() -> None:
+    world = World(1, Faults(passing_failures=99))
+    began = world.runtime.clock.now()
+    world.begin()
+    world.rest(50.0)
+    assert world.told(PgdataFailed) == []
+    world.rest(10.0)
+    assert world.told(PgdataFailed) == [PgdataFailed(1, "the connection was cut (after 11 attempts)")]
+    assert world.server.faults.passing_failures == 99 - 11
+    failed_at = world.starter.times[world.starter.told.index(world.told(PgdataFailed)[0])]
+    assert failed_at - began == pytest.approx(56.7, abs=1.0)
+    assert world.server.left == []
+
+
+def test_a_failure_that_does_not_pass_is_the_last() -> None:
+    world = World(1, Faults(initdb_fails="no such timeline"))
+    world.begin()
+    world.until(PgdataFailed)
+    assert world.told(PgdataFailed) == [PgdataFailed(1, "no such timeline")]
 
 
 def test_the_same_seed_tells_the_same_story() -> None:

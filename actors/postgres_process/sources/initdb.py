@@ -8,6 +8,7 @@ from typing import Final
 from typing_extensions import override
 
 from ....messages.failpoints import Failpoint
+from ....messages.postgres import PgdataStages
 from ....messages.settings import SourceName
 from ....messages.spec import ComputeSpec
 from ....postgres.binaries import Binaries
@@ -44,7 +45,9 @@ class InitdbSource(Source):
         self._locale = locale
 
     @override
-    def build(self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool) -> None:
+    def build(
+        self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool
+    ) -> PgdataStages:
         command = [
             self._binaries.sibling("initdb"),
             *("-D", target, "-A", "trust", "-U", self._superuser),
@@ -69,6 +72,7 @@ class InitdbSource(Source):
         if result.code != 0:
             raise SourceError(self._explain(result.code, result.output))
         cancellation.reach(Failpoint.INITDB_DONE)
+        return PgdataStages()
 
     def _explain(self, code: int, output: str) -> str:
         lines = [line for line in output.splitlines() if re.search(r"error:|FATAL|PANIC|hint:|detail:", line)]

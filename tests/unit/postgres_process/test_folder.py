@@ -29,7 +29,7 @@ def a_seal(paths: Paths) -> Seal:
     return Seal(compute_id="me", path=paths.pgdata, major=15, source="initdb")
 
 
-def wish(paths: Paths, **changes: bool) -> Wish:
+def wish(paths: Paths, **changes: Any) -> Wish:
     return Wish(compute_id="me", path=paths.pgdata, major=15, **changes)
 
 

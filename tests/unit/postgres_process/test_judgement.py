@@ -28,6 +28,7 @@ PGDATA = "/srv/pg/data"
 OURS = Seal(compute_id="me", path=PGDATA, major=15, source="initdb")
 STRANGER = msgspec.structs.replace(OURS, compute_id="other")
 MOVED = msgspec.structs.replace(OURS, path="/srv/before")
+FETCHED = msgspec.structs.replace(OURS, source="pageserver")
 WISH = Wish(compute_id="me", path=PGDATA, major=15)
 CLUSTER = ("PG_VERSION", "base")
 
@@ -74,6 +75,21 @@ USABLE = {
         a_cluster(version="14"),
         wish(fresh=True),
         PgdataKind.OURS_COMPLETE,
+    ),
+    "a copy of what is in storage, of another major": (
+        a_cluster(FETCHED, FETCHED, version="14"),
+        wish(source="pageserver"),
+        PgdataKind.OURS_COMPLETE,
+    ),
+    "made by another source, to be rebuilt": (
+        a_cluster(),
+        wish(source="pageserver", fresh=True),
+        PgdataKind.OURS_COMPLETE,
+    ),
+    "half-made by another source": (
+        a_cluster(marker=None),
+        wish(source="pageserver"),
+        PgdataKind.OURS_INCOMPLETE,
     ),
     "ours, damaged, to be rebuilt": (a_cluster(version=None), wish(fresh=True), PgdataKind.OURS_COMPLETE),
     "ours, although strangers would be set aside": (
@@ -144,6 +160,18 @@ REFUSED = {
         WISH,
         "was made by PostgreSQL 14, and the programs given are of 15",
         "give programs of PostgreSQL 14 by --pgbin",
+    ),
+    "made by initdb, and the data is to come from storage": (
+        a_cluster(),
+        wish(source="pageserver"),
+        "was made by the source `initdb`, and this node's is `pageserver`",
+        "give --source initdb",
+    ),
+    "made from storage, and the data is to be in the folder": (
+        a_cluster(FETCHED, FETCHED),
+        WISH,
+        "was made by the source `pageserver`, and this node's is `initdb`",
+        "give --fresh",
     ),
     "no PG_VERSION": (a_cluster(version=None), WISH, "it has no PG_VERSION", "--fresh"),
     "a link": (LINK, WISH, "is a symbolic link to /elsewhere", "-D /elsewhere"),
