@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import psutil
 import pytest
@@ -31,7 +31,8 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 CLEAN_TIMEOUT_S = 40.0  # a test beside us may kill a Postgres whose shared memory lives until its next start
 SHM = Path("/dev/shm")
-TEMP = tempfile.gettempdir()
+PLENTY: Final = 8 << 30
+"""Bytes of memory that must be available for files to be in it; each session takes at most a quarter."""
 """Before any test moves it."""
 
 
@@ -246,9 +247,9 @@ class MakeCluster(Protocol):
 class Templates:
     """One freshly made cluster for each major, kept for the session."""
 
-    def __init__(self, account: Account | None) -> None:
+    def __init__(self, account: Account | None, temporary: Path) -> None:
         self._account = account
-        self._folder = owned_folder(TEMP, account, "compute-node-templates-")
+        self._folder = owned_folder(temporary, account, "templates-")
         self._made: dict[str, Path] = {}
 
     def get(self, binaries: Binaries) -> Path:
@@ -258,7 +259,7 @@ class Templates:
                 self._account,
                 binaries.sibling("initdb"),
                 *("-D", pgdata, "-U", SUPERUSER, "-A", "trust", "--encoding=UTF8", "--locale=C.UTF-8"),
-                *("--no-sync", "--no-instructions"),
+                *("--no-sync", "--no-instructions", "--wal-segsize=1"),  # to copy less
             )
             self._made[binaries.postgres] = pgdata
         return self._made[binaries.postgres]
@@ -268,8 +269,8 @@ class Templates:
 
 
 @pytest.fixture(scope="session")
-def templates(account: Account | None) -> Iterator[Templates]:
-    made = Templates(account)
+def templates(account: Account | None, temporary: Path) -> Iterator[Templates]:
+    made = Templates(account, temporary)
     yield made
     made.remove()
 
@@ -310,7 +311,7 @@ _MS_REC_PRIVATE = 0x4000 | 0x40000
 
 
 @pytest.fixture(scope="session")
-def own_shared_memory() -> None:
+def own_shared_memory() -> bool:
     """Give this process and its children shared memory of their own (/dev/shm, System V), where that is permitted.
 
     A killed Postgres leaves segments behind until its next start: those of a test beside us are not ours to judge.
@@ -318,19 +319,49 @@ def own_shared_memory() -> None:
     import ctypes
 
     libc = ctypes.CDLL(None)
-    if os.geteuid() == 0 and libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC) == 0:
-        libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None)
-        libc.mount(b"tmpfs", bytes(SHM), b"tmpfs", ctypes.c_ulong(0), b"mode=1777")
+    if os.geteuid() != 0 or libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC) != 0:
+        return False
+    libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None)
+    return mount_tmpfs(SHM, "mode=1777")
+
+
+def mount_tmpfs(folder: Path, options: str) -> bool:
+    """Mount it there, for this process and its children; return whether that was permitted."""
+    import ctypes
+
+    mount = ctypes.CDLL(None).mount
+    return bool(mount(b"tmpfs", bytes(folder), b"tmpfs", ctypes.c_ulong(0), options.encode()) == 0)
+
+
+@pytest.fixture(scope="session")
+def temporary(own_shared_memory: bool) -> Iterator[Path]:  # noqa: FBT001 - a fixture
+    """The folder of this session's files: in memory where the mounts are our own and there is plenty of it.
+
+    Most of what a test of a real Postgres takes is otherwise the copying and the removal of a thousand small files.
+    """
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o711)
+    in_memory = (
+        own_shared_memory
+        and psutil.virtual_memory().available > PLENTY
+        and mount_tmpfs(folder, f"mode=711,size={PLENTY // 4}")
+    )
+    yield folder
+    if in_memory:
+        subprocess.run(["/bin/umount", "--lazy", str(folder)], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def scratch(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def scratch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, temporary: Path
+) -> Iterator[Path]:
     """The temporary folder of this test and of every process it starts; others may enter it.
 
     Whatever the program under test makes by `tempfile` lands here, and must be gone when the test is over.
     """
     tmp_path_factory.getbasetemp()  # pytest picks its own folder at first use: before ours is in force
-    folder = Path(tempfile.mkdtemp(prefix="cn-", dir=TEMP))
+    folder = Path(tempfile.mkdtemp(dir=temporary))
     folder.chmod(0o711)
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

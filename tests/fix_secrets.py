@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import psutil
 import psycopg
+from compute_node.actors.postgres_process.pgdata import TEMPORARY
 from compute_node.process.logs import json_line
 from typing_extensions import override
 
@@ -53,7 +54,7 @@ class Secrecy:
     def look_at_pgdata(self, pgdata: Path) -> None:
         """Search what Postgres and the node write beside the data; who else may read what belongs there."""
         for path in (*_files(pgdata), *_files(pgdata / "log")):
-            if path.name in BELONGS_IN:
+            if path.name.removeprefix(TEMPORARY) in BELONGS_IN:
                 with contextlib.suppress(OSError):
                     if canaries.leak(path.read_bytes()) and stat.S_IMODE(path.stat().st_mode) & 0o077:
                         self.leaks.append(f"{path} holds secrets and is open to others")

@@ -53,10 +53,13 @@ def statements(operation: op.AnyOperation) -> tuple[sql.Composed, ...]:  # noqa:
                 "GRANT ALL PRIVILEGES ON DATABASE {} TO {}", sql.Identifier(name), sql.Identifier(role)
             )
         case op.EndReplication(name):
-            return _one(
-                "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
-                " WHERE database = {} AND active",
-                sql.Literal(name),
+            return (  # who reads it comes back at once while it takes connections
+                *_one("ALTER DATABASE {} ALLOW_CONNECTIONS false", sql.Identifier(name)),
+                *_one(
+                    "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity"
+                    " WHERE datname = {} AND backend_type = 'walsender'",
+                    sql.Literal(name),
+                ),
             )
         case op.CreateSchema(name):
             return _one("CREATE SCHEMA IF NOT EXISTS {}", sql.Identifier(name))

@@ -642,11 +642,14 @@ class Server(Port):
         return OVERRIDE_TEXT if self._is_neon() and spec.applies_sql else ""
 
     def _override(self, text: str) -> bool:
-        """Put this into the file that is included last; returns whether it was something else."""
-        path = f"{self._pgdata}/{OVERRIDE_FILE}"
-        if folder.holds(path, text.encode()):
+        """Put this into the file that is included last, which is there; returns whether it was something else.
+
+        Raises OSError when it is not: then the volume has vanished, and nothing is to be written in its place.
+        """
+        path = Path(self._pgdata, OVERRIDE_FILE)
+        if path.read_bytes() == text.encode():
             return False
-        folder.write_file(path, text.encode(), account=self._account)
+        folder.write_file(str(path), text.encode(), account=self._account)
         return True
 
     # --- Stopping

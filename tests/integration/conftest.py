@@ -15,6 +15,7 @@ from fix_postgres import (
     postgres_folder,
     scratch,
     templates,
+    temporary,
 )
 from fix_process import make_process
 
@@ -32,9 +33,10 @@ __all__ = [
     "postgres_folder",
     "scratch",
     "templates",
+    "temporary",
 ]
 
 
 @pytest.fixture(autouse=True)
-def clean_house(own_shared_memory: None, nothing_is_left: None) -> None:
+def clean_house(nothing_is_left: None) -> None:
     """Check after each test that no process, port, temporary folder or shared memory of ours is left."""

@@ -678,7 +678,7 @@ def test_a_lock_that_nobody_gives_back_is_waited_for_within_limits_and_named(
     assert report.errors == (
         (
             'create and alter roles: cannot set the password of role "a": canceling statement due to lock timeout'
-            " (SQLSTATE 55P03); another session holds a lock that is needed: end it (see pg_locks), then apply again"
+            " (SQLSTATE 55P03); another session holds a lock that is needed: end it (see pg_locks), then try again"
         ),
     )
     assert postgres.query("SELECT rolpassword FROM pg_authid WHERE rolname = 'b'") == [("md5" + "2" * 32,)]

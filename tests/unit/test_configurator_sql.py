@@ -95,8 +95,9 @@ RENDERED: list[tuple[op.AnyOperation, str]] = [
     (
         op.EndReplication("d"),
         (
-            "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
-            " WHERE database = 'd' AND active"
+            'ALTER DATABASE "d" ALLOW_CONNECTIONS false;'
+            " SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity"
+            " WHERE datname = 'd' AND backend_type = 'walsender'"
         ),
     ),
     (op.NoteSubscriptions("aa", (7, 9)), NOTED.format("ARRAY[7, 9]")),
