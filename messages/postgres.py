@@ -75,6 +75,8 @@ class PgdataKind(Enum):
     ABSENT = "absent"
     EMPTY = "empty"
     OURS_COMPLETE = "ours_complete"
+    OURS_COPY = "ours_copy"
+    """Complete, and no more than a copy of what is elsewhere: a new one is made."""
     OURS_INCOMPLETE = "ours_incomplete"
     FOREIGN = "foreign"
     """Given up by --set-aside-pgdata: it is renamed when the new one is complete."""

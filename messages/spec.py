@@ -32,6 +32,7 @@ _U64_FIELDS: Final = (
     "offload_lfc_interval_seconds",
 )
 _LSN: Final = re.compile(r"0*[0-9a-fA-F]{1,8}/0*[0-9a-fA-F]{1,8}")
+_SLOT_NAME: Final = re.compile(r"[a-z0-9_]{1,63}")
 
 
 def invalid_name(name: str) -> str | None:
@@ -277,6 +278,10 @@ class ComputeSpec(Summarised, frozen=True):
     endpoint_storage_token: Secret | None = None
     autoprewarm: bool = False
     offload_lfc_interval_seconds: Annotated[int, Meta(ge=1)] | None = None
+    upstream_conninfo: Secret | None = None
+    """Ours: how a replica of the source `upstream` reaches its primary, as libpq reads it (keywords or a URL)."""
+    upstream_slot_name: str | None = None
+    """Ours: the replication slot on that primary; made there when it is missing, and never removed."""
 
     def __post_init__(self) -> None:
         """Refuse unknown modes and ids that are not 16 bytes in hexadecimal."""
@@ -289,6 +294,12 @@ class ComputeSpec(Summarised, frozen=True):
             if value is not None and _HEX_ID.fullmatch(value) is None:
                 msg = f"{value!r} is not an id of 32 hexadecimal digits (field `{field}`)"
                 raise ValueError(msg)
+        if self.upstream_slot_name is not None and _SLOT_NAME.fullmatch(self.upstream_slot_name) is None:
+            msg = (
+                f"{self.upstream_slot_name[:80]!r} is not the name of a replication slot: up to 63 of a-z, 0-9 and _ "
+                "(field `upstream_slot_name`)"
+            )
+            raise ValueError(msg)
         for field in _U64_FIELDS:
             if (number := getattr(self, field)) is not None and number >= 2**64:
                 msg = f"{number} does not fit into 64 bits (field `{field}`)"

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from typing_extensions import override
 
-from ..messages.secret import MASK, is_secret_setting, mask_credentials
+from ..messages.secret import MASK, Secret, is_secret_setting, mask_credentials
 from ..messages.spec import Audit, ComputeSpec, GenericOption, Mode, PageserverConnectionInfo, StaticMode
 from .conf_reader import (
     effective,
@@ -52,6 +52,16 @@ class Listening(msgspec.Struct, frozen=True):
     socket_folder: str
 
 
+class Standby(msgspec.Struct, frozen=True):
+    """How a replica of the source `upstream` follows its primary."""
+
+    conninfo: Secret
+    """For `primary_conninfo`."""
+    slot: str | None = None
+    at_least: tuple[tuple[str, int], ...] = ()
+    """Settings, with the primary's values: with less a hot standby does not start."""
+
+
 class ConfContext(msgspec.Struct, frozen=True):
     """What the configuration depends on besides the spec."""
 
@@ -67,6 +77,8 @@ class ConfContext(msgspec.Struct, frozen=True):
     """No logical subscription that the branch has inherited is left: those that are there may work."""
     default_preload: tuple[str, ...] = ("neon",)
     """What is preloaded beside the audit libraries where the spec names nothing; none on plain Postgres."""
+    standby: Standby | None = None
+    """For the source `upstream`, until the node is promoted."""
 
 
 class ConfText(msgspec.Struct, frozen=True):
@@ -134,6 +146,8 @@ def render(spec: ComputeSpec, context: ConfContext) -> ConfText:
     lines.quoted("neon.privileged_role_name", context.privileged_role_name, "--privileged-role-name")
     if spec.cluster.settings is not None:
         _add_settings(lines, spec.cluster.settings)
+    if context.standby is not None:
+        _add_standby(lines, spec, context.standby)
     _add_audit(lines, spec, context)
     lines.fixed(f"neon.extension_server_port={context.internal_http_port}")
     held = "true" if spec.drop_subscriptions_before_start and not context.subscribers else "false"
@@ -200,6 +214,14 @@ def max_connections(spec: ComputeSpec) -> int | None:
         value = spec.cluster.setting("max_connections") or ""
         return int(value) if value.isascii() and value.isdigit() else None
     return plain_max_connections(spec.cluster.postgresql_conf or "")
+
+
+def spec_setting(spec: ComputeSpec, name: str) -> str | None:
+    """Return the value that the spec gives a setting; None when it leaves it to Postgres."""
+    for setting in reversed(spec.cluster.settings or ()):
+        if setting.name.lower() == name:
+            return setting.value
+    return effective(read(spec.cluster.postgresql_conf or ""), name)
 
 
 def start_concurrency(spec: ComputeSpec) -> int:
@@ -340,6 +362,19 @@ def _setting_line(setting: GenericOption) -> str:
         msg = f"the setting `{setting.name}` of cluster.settings cannot be written: {problem}"
         raise ConfError(msg)
     return f"{setting.name} = {setting.value}"
+
+
+def _add_standby(lines: _Lines, spec: ComputeSpec, standby: Standby) -> None:
+    """Write what must hold whatever the spec's settings say: it comes after them."""
+    lines.fixed("# Replica of the upstream: begin")
+    lines.quoted("primary_conninfo", standby.conninfo.reveal(), "upstream_conninfo")
+    lines.quoted("primary_slot_name", standby.slot or "", "upstream_slot_name")
+    lines.fixed("hot_standby = on")
+    for name, least in standby.at_least:
+        given = spec_setting(spec, name)
+        if given is None or not given.isdecimal() or int(given) < least:
+            lines.add(f"{name} = {least}", f"`{name}`, which must not be less than the upstream's")
+    lines.fixed("# Replica of the upstream: end")
 
 
 _BASE: Final = ("pgaudit.log='ddl,role'", "pgaudit.log_catalog=off")

@@ -14,10 +14,11 @@ from ...postgres.accounts import Account
 from ...postgres.binaries import Binaries
 from ...postgres.connection import parse_connstr
 from ...postgres.environment import allowed
+from ...postgres.passwords import PASSFILE, password_file
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import Program, ProgramError, Starter, pour
-from .dumping import COMMAND, PASSFILE, environment, one_line, password_file
+from .dumping import COMMAND, environment, one_line
 from .port import CatalogAccess, Dump
 
 FAILED: Final = "failed to execute pg_dump"
@@ -67,7 +68,7 @@ class PostgresCatalog(CatalogAccess):
             size += count
 
         env = allowed(os.environ) | environment(self._target, request.database)
-        with password_file(self._target, self._account) as descriptor:
+        with password_file(self._target.password, self._account) as descriptor:
             passed = () if descriptor is None else (descriptor,)
             if descriptor is not None:
                 env[PASSFILE] = f"/proc/self/fd/{descriptor}"

@@ -1,16 +1,11 @@
 """How pg_dump is called: whatever a user has set up for a database, and whatever the database is called."""
 
-import contextlib
-import os
-from collections.abc import Iterator
 from typing import Final
 
-from ...postgres.accounts import Account
 from ...postgres.connection import Target, params
 
 APPLICATION_NAME: Final = "compute_ctl:dump_schema"
 COMMAND: Final = ("--schema-only", "--no-password", "--lock-wait-timeout=10s")
-PASSFILE: Final = "PGPASSFILE"
 MAX_SAID: Final = 1_000
 """Characters of what pg_dump said that are repeated."""
 
@@ -35,27 +30,6 @@ def environment(target: Target, database: str) -> dict[str, str]:
     return {_VARIABLES[name]: value for name, value in keywords.items() if name in _VARIABLES} | {
         "LC_MESSAGES": "C"
     }
-
-
-@contextlib.contextmanager
-def password_file(target: Target, account: Account | None) -> Iterator[int | None]:
-    """Lend a file in memory that only that account can read, with the password; None without a password.
-
-    Neither arguments nor environment of a program are a place for one.
-    """
-    if target.password is None:
-        yield None
-        return
-    secret = target.password.reveal().replace("\\", "\\\\").replace(":", "\\:")
-    descriptor = os.memfd_create("pgpass", os.MFD_CLOEXEC)
-    try:
-        os.fchmod(descriptor, 0o600)
-        if account is not None:
-            os.fchown(descriptor, account.uid, account.gid)
-        os.write(descriptor, f"*:*:*:*:{secret}\n".encode())
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def one_line(text: str) -> str:

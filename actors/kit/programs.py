@@ -182,17 +182,53 @@ def run(
     `leftovers` is called with the processes to be killed, and what it returns once they are gone.
     Raises CancelledError, or ProgramError when it cannot be started or takes too long.
     """
+    program = Program(tuple(command), env)
+    return _run(program, starter, timeout_s, cancellation, cwd=cwd, step=step, leftovers=leftovers)
+
+
+def listen(
+    program: Program,
+    heard: Callable[[bytes], None],
+    *,
+    starter: Starter,
+    silence_s: float,
+    cancellation: Cancellation,
+) -> Result:
+    """Do the same for a program that may take long and says how far it is: `heard` gets its output as it comes.
+
+    It is killed when it has said nothing for `silence_s`.
+    """
+    return _run(program, starter, silence_s, cancellation, heard=heard)
+
+
+def _run(
+    program: Program,
+    starter: Starter,
+    timeout_s: float,
+    cancellation: Cancellation,
+    *,
+    cwd: str = "/",
+    step: Failpoint | None = None,
+    leftovers: Leftovers | None = None,
+    heard: Callable[[bytes], None] | None = None,
+) -> Result:
     cancellation.check()
     wake = Wake(cancellation)
     try:
         mark = f"{os.getpid()}-{next(_numbers)}"
         marked = f"{MARK}={mark}".encode()
-        process = starter.start(command, env={**env, MARK: mark}, cwd=cwd, output=subprocess.PIPE)
+        process = starter.start(
+            program.command,
+            env={**program.env, MARK: mark},
+            cwd=cwd,
+            output=subprocess.PIPE,
+            pass_fds=program.pass_fds,
+        )
         with process:
             try:
                 if step is not None:
                     cancellation.reach(step)
-                finished, output = _read(process, wake, timeout_s, cancellation.now)
+                finished, output = _read(process, wake, timeout_s, cancellation.now, heard)
             except BaseException:
                 _kill(process, marked, cancellation.now, leftovers)
                 raise
@@ -202,7 +238,9 @@ def run(
         cancellation.check()
         text = output[-MAX_OUTPUT:].decode(errors="replace")
         if not finished:
-            msg = f"{command[0]} had not ended after {timeout_s:g} s and was killed; it said: {text.strip()}"
+            slow = "had not ended after" if heard is None else "has said nothing for"
+            name = program.command[0]
+            msg = f"{name} {slow} {timeout_s:g} s and was killed; it said: {text.strip()}"
             raise ProgramError(msg)
         return Result(code, text)
     finally:
@@ -355,7 +393,11 @@ def _belongs(pid: int, group: int, marked: bytes) -> bool:
 
 
 def _read(
-    process: subprocess.Popen[bytes], wake: Wake | None, timeout_s: float, now: Callable[[], float]
+    process: subprocess.Popen[bytes],
+    wake: Wake | None,
+    timeout_s: float,
+    now: Callable[[], float],
+    heard: Callable[[bytes], None] | None = None,
 ) -> tuple[bool, bytes]:
     """Read until all writers are gone (True), or until woken or out of time (False)."""
     assert process.stdout is not None  # noqa: S101 - it was made with a pipe
@@ -375,4 +417,7 @@ def _read(
             if not data:
                 return True, output
             output = (output + data)[-2 * MAX_OUTPUT :]
+            if heard is not None:
+                heard(data)
+                deadline = now() + timeout_s
     return False, output

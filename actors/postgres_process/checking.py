@@ -15,7 +15,7 @@ import msgspec
 from ...messages.secret import MASK, is_secret_setting, mask_credentials
 from ...messages.spec import Audit, ComputeSpec, Mode
 from ...postgres.accounts import Account
-from ...postgres.conf import ConfText, socket_folder_problem
+from ...postgres.conf import ConfText, socket_folder_problem, spec_setting
 from ...postgres.conf_reader import Entry, effective, read, split_libraries
 from ...postgres.storage import StorageError, pageservers, safekeepers_of, storage_of
 
@@ -102,6 +102,8 @@ NOT_BUILT: Final = (
 )
 """Refused where ignoring it could lose data, access control or audit; else a warning by name."""
 
+FOLLOWING: Final = ("primary_conninfo", "primary_slot_name", "hot_standby")
+"""Settings of a replica that come from fields of the spec."""
 _STORAGE_FIELDS: Final = ("pageserver_connstring", "pageserver_connection_info", "safekeeper_connstrings")
 
 
@@ -129,13 +131,48 @@ def local_problem(spec: ComputeSpec) -> str | None:
     )
 
 
+def upstream_problem(spec: ComputeSpec, *, promoted: bool) -> str | None:
+    """Say why a copy of a running primary cannot be what the spec asks for (source `upstream`).
+
+    `promoted`: it has become a primary itself, and is kept.
+    """
+    if promoted:
+        if spec.compute_mode is Mode.PRIMARY:
+            return None
+        return (
+            f"the mode {spec.compute_mode.value!r} is not what this node is any more: it was promoted, and its PGDATA "
+            'holds data of its own. Give "mode": "Primary", or --fresh to copy the upstream anew and lose that data'
+        )
+    if spec.compute_mode is not Mode.REPLICA:
+        return (
+            f"the mode {spec.compute_mode.value!r} does not go with the source `upstream`, which makes replicas of a "
+            'running primary: give "mode": "Replica" (and promote it later), or another --source'
+        )
+    if spec.upstream_conninfo is None:
+        return (
+            "upstream_conninfo should be provided: it says where the primary is that is copied and followed"
+        )
+    return None
+
+
+def overruled(spec: ComputeSpec) -> tuple[str, ...]:
+    """Warn about settings by which a replica of the source `upstream` does not go."""
+    return tuple(
+        f"`{name}` of the spec's settings is not used: with the source `upstream` its field `upstream_conninfo` counts"
+        for name in FOLLOWING
+        if spec_setting(spec, name) is not None
+    )
+
+
 def unused_storage(spec: ComputeSpec) -> tuple[str, ...]:
     """Warn that data will not go where the spec says."""
     given = [field for field in _STORAGE_FIELDS if getattr(spec, field)]
     if not given:
         return ()
     names = ", ".join(f"`{field}`" for field in given)
-    return (f"{names} of the spec is not used: with the source `initdb` the data lives in PGDATA alone",)
+    return (
+        f"{names} of the spec is not used: without the source `pageserver` the data lives in PGDATA alone",
+    )
 
 
 def storage_problem(spec: ComputeSpec) -> str | None:

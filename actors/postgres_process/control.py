@@ -1,5 +1,6 @@
-"""The first bytes of `global/pg_control`: whether the cluster was shut down in order."""
+"""What `global/pg_control` says: whether the cluster was shut down in order, and what a standby of it needs."""
 
+import re
 import struct
 from enum import IntEnum
 from pathlib import Path
@@ -34,3 +35,19 @@ def read_state(pgdata: str) -> ClusterState | None:
         return ClusterState(_HEAD.unpack(data)[3])
     except (OSError, struct.error, ValueError):
         return None
+
+
+_NEEDED: Final = {
+    "max_connections": "max_connections",
+    "max_worker_processes": "max_worker_processes",
+    "max_wal_senders": "max_wal_senders",
+    "max_prepared_xacts": "max_prepared_transactions",
+    "max_locks_per_xact": "max_locks_per_transaction",
+}
+"""What pg_controldata calls the settings of which a hot standby needs as much as its primary has."""
+
+
+def at_least(controldata: str) -> tuple[tuple[str, int], ...]:
+    """Return those settings with the primary's values, from what pg_controldata (in English) has printed."""
+    found = dict(re.findall(r"^(max_\w+) setting: +(\d+)$", controldata, re.MULTILINE))
+    return tuple((setting, int(found[name])) for name, setting in _NEEDED.items() if name in found)

@@ -272,6 +272,22 @@ def remove(path: str) -> None:
         folder.rmdir()
 
 
+def clear_place(paths: Paths) -> None:
+    """Delete a PGDATA of ours before the new one is made; what is being built in a mount point stays."""
+    if not paths.is_mount:
+        remove(paths.pgdata)
+        return
+    folder = Path(paths.pgdata)
+    (folder / MARKER).unlink(missing_ok=True)
+    for entry in sorted(folder.iterdir()):
+        if entry.name in OWN_NAMES:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            remove_tree(entry)
+        else:
+            entry.unlink()
+
+
 def remove_tree(path: str | Path) -> None:
     """Delete a folder with all that is in it; links are not followed."""
     import shutil

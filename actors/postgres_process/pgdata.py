@@ -24,8 +24,12 @@ MAX_ASIDE: Final = 5
 """How many folders are kept aside; the next one is refused, so that a loop cannot fill the disk."""
 
 
+STANDBY_SIGNAL: Final = "standby.signal"
+"""Postgres removes it for good when it is promoted, whoever asked for that."""
+
+
 class Seal(msgspec.Struct, frozen=True):
-    """The content of token and marker."""
+    """The content of token and marker; `source` is the value of a SourceName."""
 
     compute_id: str
     path: str
@@ -85,11 +89,6 @@ class Wish(msgspec.Struct, frozen=True):
     set_aside: bool = False
     claim: bool = False
     source: str = SourceName.INITDB.value
-
-    @property
-    def rebuilds(self) -> bool:
-        """Whether a complete folder is replaced: its data is elsewhere, or was given up."""
-        return self.fresh or self.source != SourceName.INITDB.value
 
 
 # --- Judgements ------------------------------------------------------------------------------------------
@@ -180,7 +179,31 @@ def _judge_content(facts: Facts, wish: Wish) -> Judgement:
         return _judge_moved(facts, wish, recorded)
     if facts.marker is None:
         return Usable(PgdataKind.OURS_INCOMPLETE)
-    return _judge_version(facts, wish, Usable(PgdataKind.OURS_COMPLETE))
+    return _judge_complete(facts, wish, facts.marker)
+
+
+def _judge_complete(facts: Facts, wish: Wish, marker: Seal, *, claim: bool = False) -> Judgement:
+    """Let a copy of what is elsewhere go; what is nowhere else goes only if somebody says so."""
+    is_copy, same = _is_copy(facts, marker), marker.source == wish.source
+    if wish.fresh:
+        return Usable(PgdataKind.OURS_COMPLETE, claim=claim)
+    if is_copy and same:
+        return Usable(PgdataKind.OURS_COPY, claim=claim)
+    if not is_copy and (same or wish.source == SourceName.INITDB.value):
+        return _judge_version(facts, wish, Usable(PgdataKind.OURS_COMPLETE, claim=claim))
+    promoted = not is_copy and marker.source != SourceName.INITDB.value
+    since = ", promoted since and holds data of its own" if promoted else ""
+    return Foreign(
+        f"{facts.path} was made by the source `{marker.source}`{since}, and this node's is `{wish.source}`",
+        (f"give --source {marker.source}", "give --fresh to have it replaced", _SET_ASIDE, _ELSEWHERE),
+    )
+
+
+def _is_copy(facts: Facts, marker: Seal) -> bool:
+    """Whether all that it holds is elsewhere too: not what was made here, nor a replica that was promoted."""
+    if marker.source == SourceName.UPSTREAM.value:
+        return STANDBY_SIGNAL in facts.entries
+    return marker.source != SourceName.INITDB.value
 
 
 def _judge_moved(facts: Facts, wish: Wish, recorded: str) -> Judgement:
@@ -191,18 +214,12 @@ def _judge_moved(facts: Facts, wish: Wish, recorded: str) -> Judgement:
         reason = f"{facts.path} is a copy of {recorded}, which is still there"
         return Foreign(reason, (f"give that folder by -D {recorded}", _SET_ASIDE))
     if wish.claim:
-        return _judge_version(facts, wish, Usable(PgdataKind.OURS_COMPLETE, claim=True))
+        return _judge_complete(facts, wish, facts.marker, claim=True)
     return Foreign(reason, ("give --claim-pgdata to take it over where it is now", _SET_ASIDE, _ELSEWHERE))
 
 
 def _judge_version(facts: Facts, wish: Wish, usable: Usable) -> Judgement:
-    made_by = wish.source if facts.marker is None else facts.marker.source
-    if made_by != wish.source and not wish.fresh:
-        return Foreign(
-            f"{facts.path} was made by the source `{made_by}`, and this node's is `{wish.source}`",
-            (f"give --source {made_by}", "give --fresh to have it replaced", _SET_ASIDE, _ELSEWHERE),
-        )
-    if wish.rebuilds or facts.version == str(wish.major):
+    if facts.version == str(wish.major):
         return usable
     if facts.version is None:
         reason = f"{facts.path} is damaged: it has no PG_VERSION"

@@ -19,13 +19,23 @@ from ...messages.settings import NodeSettings, SourceName
 from ...messages.spec import ComputeSpec
 from ...postgres.accounts import Account, first_closed_parent, missing_passwd_entry
 from ...postgres.binaries import Binaries
-from ...postgres.conf import OVERRIDE_FILE, OVERRIDE_TEXT, ConfContext, ConfError, ConfText, Listening, render
+from ...postgres.conf import (
+    OVERRIDE_FILE,
+    OVERRIDE_TEXT,
+    ConfContext,
+    ConfError,
+    ConfText,
+    Listening,
+    Standby,
+    render,
+)
 from ...postgres.connection import parse_connstr, run_async
-from ...postgres.hba import open_to_passwords
+from ...postgres.hba import open_to_passwords, trusting
+from ...postgres.upstream import parse
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import ProgramError, Starter, run
-from . import checking, cores, folder, launcher, orphans, readiness, reload, segments, syncing
+from . import checking, control, cores, folder, launcher, orphans, readiness, reload, segments, syncing
 from .control import read_state
 from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
@@ -55,6 +65,7 @@ from .run_folders import (
 )
 from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
 from .sources.initdb import InitdbSource
+from .sources.upstream import UpstreamSource
 
 CHECK_TIMEOUT_S: Final = 30.0
 REFUSED_AUTO_CONF: Final = f"{checking.AUTO_CONF}.refused"
@@ -106,6 +117,10 @@ class Server(Port):
         self._paths = folder.Paths(self._pgdata, is_mount=False)
         self._judgement: Usable | SetAside | None = None
         self._keeps = False
+        self._promoted = False
+        """A replica of the source `upstream` that has become a primary; its folder is kept."""
+        self._at_least: tuple[tuple[str, int], ...] = ()
+        """What a hot standby needs of the settings that its primary has."""
         self._built = False
         self._tamed: str | None = None
         self._in_force: ComputeSpec | None = None
@@ -173,7 +188,8 @@ class Server(Port):
             self._refuse_live()
         assert isinstance(judgement, Usable)  # noqa: S101 - what is ours does not become foreign
         self._judgement = judgement
-        self._keeps = judgement.kind is PgdataKind.OURS_COMPLETE and not self._wish.rebuilds
+        self._keeps = judgement.kind is PgdataKind.OURS_COMPLETE and not self._wish.fresh
+        self._promoted = self._keeps and self._settings.source is SourceName.UPSTREAM
         return judgement.kind
 
     def _judge(self, place: Place) -> Usable | SetAside:
@@ -246,7 +262,11 @@ class Server(Port):
         overridden = checking.overridden(conf, replace(around, auto_conf=auto_conf))
         scarce = checking.scarce_shared_memory(conf, around, _shared_memory())
         once = () if scarce is None or self._postmaster is not None else (scarce,)
-        return (*warnings, *checking.unused_storage(spec), *taken_out, *overridden, *once)
+        if self._is_plain:
+            warnings += checking.unused_storage(spec)
+        if self._standby(spec) is not None:
+            warnings += checking.overruled(spec)
+        return (*warnings, *taken_out, *overridden, *once)
 
     def _tame(self, auto_conf: str, refuses: Callable[[str], str | None]) -> tuple[str, tuple[str, ...]]:
         """Find what ALTER SYSTEM has left that keeps Postgres from starting; return the rest, and warnings."""
@@ -272,6 +292,8 @@ class Server(Port):
             problem = checking.local_problem(spec)
         elif source is SourceName.PAGESERVER:
             problem = checking.storage_problem(spec)
+        elif source is SourceName.UPSTREAM:
+            problem = checking.upstream_problem(spec, promoted=self._promoted)
         if problem is None and source in NOT_BUILT_YET:
             problem = comes_later(source)
         if problem is not None:
@@ -282,15 +304,34 @@ class Server(Port):
         context = ConfContext(
             internal_http_port=self._settings.internal_http_port,
             privileged_role_name=self._settings.privileged_role_name,
-            listening=listening if self._settings.source is SourceName.INITDB else None,
+            listening=listening if self._is_plain else None,
             strict_overcommit=_strict_overcommit(),
             subscribers=self._clean_branch == spec.branch,
             default_preload=("neon",) if self._is_neon() else (),
+            standby=self._standby(spec),
         )
         try:
             return render(spec, context)
         except ConfError as error:
             raise PostgresError(str(error)) from error
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the cluster is of the machine's own Postgres, without Neon's storage below it."""
+        return self._settings.source is not SourceName.PAGESERVER
+
+    def _standby(self, spec: ComputeSpec) -> Standby | None:
+        if (
+            self._settings.source is not SourceName.UPSTREAM
+            or self._promoted
+            or spec.upstream_conninfo is None
+        ):
+            return None
+        try:
+            conninfo = parse(spec.upstream_conninfo).standby_conninfo(self._settings.compute_id)
+        except ValueError as error:
+            raise PostgresError(str(error)) from error
+        return Standby(conninfo, spec.upstream_slot_name, self._at_least)
 
     def _ask_postgres(
         self, conf: ConfText, auto_conf: str, scratch: str, cancellation: Cancellation
@@ -407,6 +448,8 @@ class Server(Port):
                 except SourceError as error:
                     kind = PassingError if error.passing else PostgresError
                     raise kind(str(error)) from error
+                if self._settings.source is SourceName.UPSTREAM:
+                    self._at_least = control.at_least(self._control_data(paths.built, cancellation))
                 folder.seal(paths.built, TOKEN, seal, self._account, sync=each)
                 self._write_texts(paths.built, self._render(spec), cancellation, sync=each)
                 if whole is not None:
@@ -431,7 +474,38 @@ class Server(Port):
             raise PostgresError(msg)
 
     def _source(self) -> Source:
-        return InitdbSource(self._binaries, self._starter, self._target.user, environment(os.environ))
+        env, user = environment(os.environ), self._target.user
+        if self._settings.source is SourceName.UPSTREAM:
+            return UpstreamSource(
+                self._binaries,
+                self._starter,
+                self._account,
+                user,
+                env,
+                before_copying=self._make_room,
+            )
+        return InitdbSource(self._binaries, self._starter, user, env)
+
+    def _make_room(self) -> None:
+        """Delete the copy of an earlier life: it would not be served again, and two may be more than the disk holds."""
+        if isinstance(self._judgement, Usable):
+            folder.clear_place(self._paths)
+
+    def _control_data(self, pgdata: str, cancellation: Cancellation) -> str:
+        command = [self._binaries.sibling("pg_controldata"), "-D", pgdata]
+        env = environment(os.environ) | {"LC_ALL": "C"}
+        result = run(
+            command,
+            starter=self._starter,
+            env=env,
+            cwd=pgdata,
+            timeout_s=CHECK_TIMEOUT_S,
+            cancellation=cancellation,
+        )
+        if result.code != 0:
+            msg = f"the copy of the upstream cannot be read: {result.output.strip()}"
+            raise PostgresError(msg)
+        return result.output
 
     def _seal(self) -> Seal:
         return Seal(
@@ -462,7 +536,6 @@ class Server(Port):
             return self._launch(spec, cancellation)
 
     def _launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:
-        source = self._settings.source
         conf = self._render(spec)
         if isinstance(self._judgement, Usable):
             orphans.end((self._pgdata,), cancellation)
@@ -471,7 +544,7 @@ class Server(Port):
         cancellation.reach(Failpoint.LAUNCH_PLACED)
         self._write_files(spec, conf, cancellation)
         cancellation.reach(Failpoint.FILES_WRITTEN)
-        recovering = self._keeps and not _was_shut_down(self._pgdata)
+        recovering = self._keeps and not _was_shut_down(self._pgdata)  # a copy of a running primary too
         writer = self._pump.open(PUMP_PATIENCE_S)
         if writer is None:
             msg = "Postgres was not started: nobody reads its log"
@@ -481,10 +554,10 @@ class Server(Port):
             self._postmaster = launcher.launch(
                 self._binaries,
                 self._pgdata,
-                port=self._target.port if source is SourceName.INITDB else None,
+                port=self._target.port if self._is_plain else None,
                 starter=self._starter,
                 # SQL users can read it; without a pageserver it is of no use.
-                storage_token=spec.storage_auth_token if source is SourceName.PAGESERVER else None,
+                storage_token=None if self._is_plain else spec.storage_auth_token,
                 output=writer,
                 cancellation=cancellation,
             )
@@ -533,6 +606,8 @@ class Server(Port):
         hba = Path(where, "pg_hba.conf")
         before = hba.read_text(encoding="utf-8", errors="surrogateescape") if hba.exists() else ""
         after = open_to_passwords(before)
+        if self._settings.source is SourceName.UPSTREAM:
+            after = trusting(after, self._target.user)  # the primary's own rules know nothing of this node
         # The override is empty: a crash may have left the limit lifted, and Postgres logs it when there is none.
         texts = {"postgresql.conf": conf.text, OVERRIDE_FILE: "", hba.name: after}
         for name, text in texts.items():

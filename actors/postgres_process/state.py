@@ -73,7 +73,9 @@ NOT_READY_BUDGET_S: Final = 6.0
 DISK_EVERY_S: Final = 5.0
 DISK_FULL_EVERY_S: Final = 1.0
 """How often the disk is looked at, and how often while it is full."""
-RECOVERING_DETAIL: Final = "Postgres was not shut down in order and replays its log"
+RECOVERING_DETAIL: Final = (
+    "Postgres was not shut down in order, or is a copy of a running one, and replays its log"
+)
 
 
 class Phase(Enum):

@@ -122,7 +122,7 @@ class World:
         self.runtime = SimulatedRuntime(seed)
         self.random = self.runtime.random
         self.clock = self.runtime.clock
-        kinds = list(PgdataKind) if drawn else [kind]
+        kinds = [one for one in PgdataKind if one is not PgdataKind.OURS_COPY] if drawn else [kind]
         self.machine = Machine(
             self.runtime, self.random.choice(kinds), mount=self.random.random() < 0.25 if drawn else mount
         )

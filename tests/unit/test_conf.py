@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from compute_node.messages.base import decode_hook
+from compute_node.messages.secret import Secret
 from compute_node.messages.spec import ComputeSpec
 from compute_node.postgres import conf_reader
 from compute_node.postgres.conf import (
@@ -14,6 +15,7 @@ from compute_node.postgres.conf import (
     ConfError,
     ConfText,
     Listening,
+    Standby,
     max_connections,
     preload_libraries,
     quote,
@@ -22,7 +24,7 @@ from compute_node.postgres.conf import (
     socket_folder_problem,
     start_concurrency,
 )
-from compute_node.postgres.conf_reader import join_libraries, read, split_libraries, unquote
+from compute_node.postgres.conf_reader import effective, join_libraries, read, split_libraries, unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -457,3 +459,28 @@ def test_a_letter_is_what_the_scanner_of_postgres_calls_one() -> None:
     letters = {code for code in range(0x10000) if re.fullmatch(conf_reader._LETTER, chr(code))}
     ascii_letters = {ord(letter) for letter in string.ascii_letters + "_"}
     assert letters == ascii_letters | set(range(0x80, 0x10000))
+
+
+def test_a_replica_of_an_upstream_follows_it_whatever_its_settings_say() -> None:
+    spec = with_settings(
+        ("primary_conninfo", "host=elsewhere", "string"),
+        ("max_connections", "30", "integer"),
+        ("max_worker_processes", "20", "integer"),
+    )
+    standby = Standby(
+        Secret("host='db' password='it\\'s'"),
+        "of_mine",
+        (("max_connections", 40), ("max_worker_processes", 8), ("max_wal_senders", 10)),
+    )
+    context = msgspec.structs.replace(CONTEXT, standby=standby)
+    entries = read(render(spec, context).text)
+    assert {
+        name: effective(entries, name) for name in ("primary_conninfo", "primary_slot_name", "hot_standby")
+    } == {
+        "primary_conninfo": "host='db' password='it\\'s'",
+        "primary_slot_name": "of_mine",
+        "hot_standby": "on",
+    }
+    assert effective(entries, "max_connections") == "40"
+    assert effective(entries, "max_worker_processes") == "20", "more than needed is fine"
+    assert effective(entries, "max_wal_senders") == "10"

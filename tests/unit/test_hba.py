@@ -1,5 +1,5 @@
 import pytest
-from compute_node.postgres.hba import MD5_LINE, open_to_passwords, with_line
+from compute_node.postgres.hba import MD5_LINE, open_to_passwords, trusting, with_line
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,3 +35,15 @@ def test_everybody_else_needs_a_password() -> None:
     assert opened == f"{trusting}\n{MD5_LINE}"
     assert open_to_passwords(opened) == opened
     assert MD5_LINE.split() == ["host", "all", "all", "all", "md5"]
+
+
+def test_the_nodes_own_user_comes_in_before_any_rule_of_the_primary() -> None:
+    text = trusting("host all all all reject\n", 'odd "one"')
+    rules = [line.split("\t") for line in text.splitlines()[:3]]
+    assert [[field for field in rule if field] for rule in rules] == [
+        ["local", "all", '"odd ""one"""', "trust"],
+        ["host", "all", '"odd ""one"""', "127.0.0.1/32", "trust"],
+        ["host", "all", '"odd ""one"""', "::1/128", "trust"],
+    ]
+    assert text.endswith("\nhost all all all reject\n")
+    assert trusting(text, 'odd "one"') == text

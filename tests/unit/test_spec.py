@@ -102,6 +102,8 @@ OPTIONAL: dict[str, Any] = {
     "endpoint_storage_addr": "a",
     "endpoint_storage_token": "t",
     "offload_lfc_interval_seconds": 300,
+    "upstream_conninfo": "host=h",
+    "upstream_slot_name": "s",
     "cluster.cluster_id": "c",
     "cluster.name": "n",
     "cluster.state": "s",
@@ -301,6 +303,7 @@ def test_of_a_repeated_key_the_last_one_counts() -> None:
         ("storage_auth_token", 7, "Expected `str`, got `int` - at `$.storage_auth_token`"),
         ("audit_log_level", "Loud", "Invalid enum value 'Loud' - at `$.audit_log_level`"),
         ("audit_log_level", "disabled", "Invalid enum value 'disabled' - at `$.audit_log_level`"),
+        ("upstream_slot_name", "My-Slot", "is not the name of a replication slot"),
         ("offload_lfc_interval_seconds", 0, "Expected `int` >= 1 - at `$.offload_lfc_interval_seconds`"),
     ],
 )

@@ -31,7 +31,7 @@ class Source(Protocol):
         ...
 
 
-NOT_BUILT_YET = frozenset({SourceName.PAGESERVER, SourceName.UPSTREAM})
+NOT_BUILT_YET = frozenset({SourceName.PAGESERVER})
 
 
 def comes_later(name: SourceName) -> str:

@@ -21,6 +21,7 @@ from compute_node.actors.postgres_process.pgdata import (
     recovery,
 )
 from compute_node.messages.postgres import PgdataKind
+from compute_node.messages.settings import SourceName
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,7 +62,38 @@ FOREIGN = a_folder(entries=("letter.txt",))
 LINK = Facts(PGDATA, Shape.LINK, link_target="/elsewhere")
 OTHER = Facts(PGDATA, Shape.OTHER)
 
+COPY = msgspec.structs.replace(OURS, source="upstream")
+STANDBY = (*CLUSTER, "standby.signal")
+UPSTREAM = SourceName.UPSTREAM.value
+PAGESERVER = SourceName.PAGESERVER.value
+
 USABLE = {
+    "a copy, to be copied anew": (
+        a_cluster(COPY, COPY, entries=STANDBY),
+        wish(source=UPSTREAM),
+        PgdataKind.OURS_COPY,
+    ),
+    "a copy of another major": (
+        a_cluster(COPY, COPY, entries=STANDBY, version="14"),
+        wish(source=UPSTREAM),
+        PgdataKind.OURS_COPY,
+    ),
+    "a copy that was promoted": (
+        a_cluster(COPY, COPY),
+        wish(source=UPSTREAM),
+        PgdataKind.OURS_COMPLETE,
+    ),
+    "a copy that was promoted, kept as a primary": (a_cluster(COPY, COPY), WISH, PgdataKind.OURS_COMPLETE),
+    "a copy that was promoted, to be copied anew": (
+        a_cluster(COPY, COPY),
+        wish(source=UPSTREAM, fresh=True),
+        PgdataKind.OURS_COMPLETE,
+    ),
+    "a copy, to be made anew by initdb": (
+        a_cluster(COPY, COPY, entries=STANDBY),
+        wish(fresh=True),
+        PgdataKind.OURS_COMPLETE,
+    ),
     "absent": (ABSENT, WISH, PgdataKind.ABSENT),
     "empty": (EMPTY, WISH, PgdataKind.EMPTY),
     "ours": (a_cluster(), WISH, PgdataKind.OURS_COMPLETE),
@@ -79,7 +111,7 @@ USABLE = {
     "a copy of what is in storage, of another major": (
         a_cluster(FETCHED, FETCHED, version="14"),
         wish(source="pageserver"),
-        PgdataKind.OURS_COMPLETE,
+        PgdataKind.OURS_COPY,
     ),
     "made by another source, to be rebuilt": (
         a_cluster(),
@@ -109,6 +141,30 @@ def test_what_is_ours_or_nobodys_may_be_used(case: str) -> None:
 
 
 REFUSED = {
+    "made here, and a copy is asked for": (
+        a_cluster(),
+        wish(source=UPSTREAM),
+        "was made by the source `initdb`",
+        "--source initdb",
+    ),
+    "promoted, and what the pageserver has is asked for": (
+        a_cluster(COPY, COPY),
+        wish(source=PAGESERVER),
+        "promoted since and holds data of its own",
+        "--source upstream",
+    ),
+    "a copy, and one of our own is asked for": (
+        a_cluster(COPY, COPY, entries=STANDBY),
+        WISH,
+        "was made by the source `upstream`, and this node's is `initdb`",
+        "--source upstream",
+    ),
+    "promoted, of another major": (
+        a_cluster(COPY, COPY, version="14"),
+        wish(source=UPSTREAM),
+        "made by PostgreSQL 14",
+        "--pgbin",
+    ),
     "files of somebody": (FOREIGN, WISH, "holds files that this program did not make", "--set-aside-pgdata"),
     "a cluster of somebody": (
         a_folder(entries=CLUSTER, version="13"),

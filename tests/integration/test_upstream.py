@@ -1,0 +1,123 @@
+"""Replicas of a running primary: copied by pg_basebackup, following it, and what is refused. Two real servers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compute_node.messages.postgres import (
+    ConfigurationAccepted,
+    ConfigurationRefused,
+    PgdataFailed,
+    PgdataInspected,
+    PgdataKind,
+    PgdataPrepared,
+    PgdataRefused,
+)
+from compute_node.messages.secret import Secret
+from compute_node.messages.settings import SourceName
+from compute_node.messages.spec import ComputeSpec, StaticMode
+from compute_node.postgres.binaries import Binaries
+
+from doubles import canaries
+from fix_postgres import Cluster, MakeCluster, wait_until
+from fix_process import MakeProcess, fast_spec
+
+PASSWORD = canaries.canary("upstream")
+
+
+@pytest.fixture
+def primary(cluster: MakeCluster, binaries15: Binaries) -> Cluster:
+    """A primary that lets replicas in by password, with more connections than a small node would ask for."""
+    made = cluster(binaries15, conf="max_worker_processes = 12", start=False)
+    hba = made.pgdata / "pg_hba.conf"
+    hba.write_text(f"host replication follower 127.0.0.1/32 scram-sha-256\n{hba.read_text()}")
+    made.start()
+    made.query(f"CREATE ROLE follower REPLICATION LOGIN PASSWORD '{PASSWORD}'")
+    made.query("CREATE TABLE t AS SELECT 1 AS a")
+    made.query("ALTER SYSTEM SET work_mem = '5MB'")
+    return made
+
+
+def conninfo(primary: Cluster, **changes: str) -> Secret:
+    fields = {"host": "127.0.0.1", "port": str(primary.port), "user": "follower", "password": PASSWORD}
+    return Secret(" ".join(f"{name}='{value}'" for name, value in (fields | changes).items()))
+
+
+def replica(primary: Cluster, **changes: Any) -> ComputeSpec:
+    fields: dict[str, Any] = {"mode": "Replica", "upstream_conninfo": conninfo(primary)}
+    return fast_spec(**(fields | changes))
+
+
+def test_a_replica_is_copied_follows_its_primary_and_is_copied_anew_by_the_next_start(
+    make_process: MakeProcess, primary: Cluster, binaries15: Binaries
+) -> None:
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    spec = replica(primary, upstream_slot_name="of_the_replica")
+    assert process.inspect() == PgdataInspected(PgdataKind.ABSENT)
+    checked = process.check(spec)
+    assert isinstance(checked, ConfigurationAccepted), checked
+    assert any("primary_conninfo" in warning for warning in checked.warnings), "the canary settings have one"
+    prepared = process.prepare(spec)
+    assert isinstance(prepared, PgdataPrepared), prepared
+    process.launch(spec)
+
+    assert process.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
+    primary.query("INSERT INTO t VALUES (2)")
+    wait_until(lambda: process.query("SELECT count(*) FROM t") == [(2,)], "the replica follows")
+    assert primary.query("SELECT application_name, slot_name FROM pg_stat_replication r JOIN pg_replication_slots s "
+                         "ON s.active_pid = r.pid") == [("compute-1", "of_the_replica")]  # fmt: skip
+    assert process.query("SELECT name, setting FROM pg_settings WHERE name IN ('max_worker_processes', "
+                         "'max_connections', 'work_mem') ORDER BY name") == [
+        ("max_connections", "40"), ("max_worker_processes", "12"), ("work_mem", "4096")]  # fmt: skip
+    process.stop()
+
+    again = make_process(binaries15, source=SourceName.UPSTREAM)
+    process.abandon()
+    assert again.inspect() == PgdataInspected(PgdataKind.OURS_COPY)
+    assert not again.prepare(spec).kept
+    again.launch(spec)
+    assert again.query("SELECT count(*) FROM t") == [(2,)]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a primary": ({"mode": "Primary"}, "makes replicas of a running primary"),
+    "a static node": ({"mode": StaticMode("0/1")}, "makes replicas of a running primary"),
+    "no conninfo": ({"upstream_conninfo": None}, "upstream_conninfo should be provided"),
+    "a conninfo that is none": ({"upstream_conninfo": Secret("postgresql://[")}, "give it as libpq reads it"),
+}
+
+
+def test_what_no_copy_can_be_is_refused_by_name_before_anything_is_made(
+    make_process: MakeProcess, primary: Cluster, binaries15: Binaries
+) -> None:
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    process.inspect()
+    for changes, text_of_it in REFUSED.values():
+        refused = process.check(replica(primary, **changes))
+        assert isinstance(refused, ConfigurationRefused)
+        assert text_of_it in refused.error
+    assert not process.pgdata.exists()
+
+
+def test_what_does_not_heal_fails_at_once_and_names_the_reason(
+    make_process: MakeProcess, primary: Cluster, binaries15: Binaries
+) -> None:
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    process.inspect()
+    failed = process.prepare(replica(primary, upstream_conninfo=conninfo(primary, password="wrong")))
+    assert isinstance(failed, PgdataFailed)
+    assert "password authentication failed" in failed.error
+    assert "attempts" not in failed.error
+    assert not Path(f"{process.pgdata}.building").exists()
+
+
+def test_a_folder_that_holds_data_of_its_own_is_not_replaced_by_a_copy(
+    make_process: MakeProcess, binaries15: Binaries
+) -> None:
+    process = make_process(binaries15, made=True, source=SourceName.INITDB)
+    process.abandon()
+    other = make_process(binaries15, source=SourceName.UPSTREAM)
+    refused = other.inspect()
+    assert isinstance(refused, PgdataRefused)
+    assert "--source initdb" in refused.error
+    assert (process.pgdata / "PG_VERSION").exists()
