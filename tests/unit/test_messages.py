@@ -104,6 +104,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 SPECIAL: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (ComputeSpec, "tenant_id"): st.none() | st.from_regex(r"[0-9a-fA-F]{32}", fullmatch=True),
     (ComputeSpec, "timeline_id"): st.none() | st.from_regex(r"[0-9a-fA-F]{32}", fullmatch=True),
+    (ComputeSpec, "upstream_slot_name"): st.none() | st.from_regex(r"[a-z0-9_]{1,63}", fullmatch=True),
     (ComputeSpec, "mode"): st.sampled_from(["Primary", "Replica", StaticMode("0/169AD58")]),
     (StaticMode, "static"): st.just("0/169AD58"),
     (DeltaOp, "action"): st.sampled_from(["delete_db", "delete_role", "something_new"]),
