@@ -26,11 +26,14 @@ from .http_facade.port import WebApp
 from .http_facade.servers import WaitressServers
 from .kit.actor import Actor, Ref
 from .kit.threaded import ThreadedRuntime
+from .lfc_manager.actor import LfcManager
+from .lfc_manager.caches import PostgresCache
+from .lfc_manager.stores import Stores
 from .postgres_process.actor import PostgresProcess
 from .postgres_process.port import ProcessSink
 from .postgres_process.server import Server
 from .supervisor.actor import GET_CONFIG, ReadSpec, Supervisor, SupervisorMessage
-from .supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
+from .supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES
 from .supervisor.turn import Moment
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ class System:
         self._dropped_lines = launch.dropped_lines
         self._orphans_reaped = launch.orphans_reaped
         settings = launch.settings
-        others = {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, HTTP)}
+        others = {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP)}
         listeners: tuple[Ref[StatusChanged], ...] = ()
         self._actors: dict[str, Actor[Any]] = {}
         if heard is not None:
@@ -113,6 +116,7 @@ class System:
         catalog = PostgresCatalog(settings, launch.binaries, launch.account, self.runtime.metrics)
         self._actors[CLERK] = Clerk(catalog)
         self._actors[MONITOR] = ActivityMonitor(settings, self.supervisor)
+        self._actors[LFC] = LfcManager(settings, self.supervisor, PostgresCache(settings), Stores())
         servers = WaitressServers(settings, lambda: _applications(self._node(settings)), self.runtime.metrics)
         self._actors[HTTP] = HttpFacade(servers, self.supervisor)
 
@@ -139,6 +143,7 @@ class System:
             postgres_process=self.runtime.ref(POSTGRES),
             configurator=self.runtime.ref(CONFIGURATOR),
             clerk=self.runtime.ref(CLERK),
+            lfc=self.runtime.ref(LFC),
             metrics=self.runtime.metrics,
             auth=AuthSettings.of(settings),
             stop_timeout_s=settings.stop_timeout_s,

@@ -69,6 +69,8 @@ def prepare(
         dev=options.dev,
         start_timeout_s=options.start_timeout_s,
         stop_timeout_s=options.stop_timeout_s,
+        lfc_store=options.lfc_store,
+        lfc_offload_on_stop=options.lfc_offload_on_stop,
         oom_score_adj=oom_score_adj(),
         installed_extensions_interval_s=options.installed_extensions_collection_interval,
         build_tag=os.environ.get("BUILD_TAG") or "latest",

@@ -9,7 +9,7 @@ import re
 import string
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from typing_extensions import override
@@ -64,6 +64,8 @@ class Options(msgspec.Struct, frozen=True):
     start_timeout_s: float
     stop_timeout_s: float
     log_format: Literal["auto", "human", "json"]
+    lfc_store: str | None = None
+    lfc_offload_on_stop: bool = False
     installed_extensions_collection_interval: int = DEFAULT_COLLECTION_INTERVAL_S
     control_plane_uri: str | None = None
     control_plane_token: Secret = Secret("")
@@ -188,10 +190,23 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--claim-pgdata", action="store_true", help="take over a complete folder that was moved or renamed"
     )
     folder.add_argument("--postgres-user", metavar="USER", help="who runs Postgres when this process is root")
+    _add_cache(parser.add_argument_group("the cache"))
     _add_serving(parser.add_argument_group("serving"))
     _add_limits(parser.add_argument_group("limits and output"))
     _add_later(parser.add_argument_group("taken, but not built yet"))
     return parser
+
+
+def _add_cache(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--lfc-store",
+        type=_folder_url,
+        metavar="URL",
+        help="file:///folder: where the state of the cache is kept, unless the spec names an endpoint storage",
+    )
+    group.add_argument(
+        "--lfc-offload-on-stop", action="store_true", help="save it once more when a stop was asked for"
+    )
 
 
 def _add_serving(group: "argparse._ArgumentGroup") -> None:
@@ -259,6 +274,18 @@ def _control_plane(text: str) -> str:
         msg = f"a path is put behind it, so it has no query and no fragment; the token is given by {CONTROL_PLANE_TOKEN}"
         raise argparse.ArgumentTypeError(msg)
     return text
+
+
+def _folder_url(text: str) -> str:
+    parts = urlsplit(text)
+    path = unquote(parts.path)
+    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or not path.startswith("/"):
+        msg = "it is not a folder such as file:///var/lib/compute-node/lfc"
+        raise argparse.ArgumentTypeError(msg)
+    if parts.query or parts.fragment or "\0" in path:
+        msg = "a file URL has no parameters: write `?` as %3F and `#` as %23"
+        raise argparse.ArgumentTypeError(msg)
+    return path
 
 
 def _base_url(text: str) -> str:

@@ -84,6 +84,7 @@ class Node:
     postgres_process: Asker
     configurator: Asker
     clerk: Asker
+    lfc: Asker
     metrics: MetricsPort
     auth: AuthSettings
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S

@@ -103,6 +103,10 @@ class Call:
             asked, request, limit_s=limit_s, gone=self.gone, minor=of is not None
         )
 
+    def ask_lfc(self, request: Request[R]) -> R:
+        """Ask the LfcManager for what it has in memory. Raises AskError."""
+        return self.node.lfc.ask(request, ASK_S)
+
     def require_running(self) -> None:
         """Raise ApiError (412) unless the node is running; a moment later it may be so no more."""
         status = self.ask(GetStatus()).status

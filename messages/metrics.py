@@ -14,15 +14,20 @@ class Kind(Enum):
 
     GAUGE = "gauge"
     COUNTER = "counter"
+    HISTOGRAM = "histogram"
 
 
 class Family(msgspec.Struct, frozen=True):
-    """One metric; without labels it is present from the first scrape with 0."""
+    """One metric; without labels it is present from the first scrape with 0.
+
+    A histogram has labels, and the upper bounds of its buckets, without the infinite one.
+    """
 
     name: str
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
 
 
 def _gauge(name: str, text: str, *labels: str) -> Family:
@@ -31,6 +36,10 @@ def _gauge(name: str, text: str, *labels: str) -> Family:
 
 def _counter(name: str, text: str, *labels: str) -> Family:
     return Family(name, Kind.COUNTER, text, labels)
+
+
+def _histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Family:
+    return Family(name, Kind.HISTOGRAM, text, labels, bounds)
 
 
 UP: Final = _gauge("compute_ctl_up", "1 for the current status of the node.", "build_tag", "status")
@@ -56,7 +65,27 @@ CONTROL_PLANE_REQUESTS: Final = _counter(
     "rpc",
     "http_status",
 )
+LFC_PREWARMS: Final = _counter("compute_ctl_lfc_prewarms_total", "Prewarms of the cache that were begun.")
+LFC_PREWARM_ERRORS: Final = _counter("compute_ctl_lfc_prewarm_errors_total", "Prewarms that failed.")
+LFC_OFFLOADS: Final = _counter("compute_ctl_lfc_offloads_total", "Offloads of the cache that were begun.")
+LFC_OFFLOAD_ERRORS: Final = _counter("compute_ctl_lfc_offload_errors_total", "Offloads that failed.")
 
+LFC_SECONDS: Final = _histogram(
+    "compute_node_lfc_seconds",
+    "How long prewarms and offloads took that were carried out.",
+    (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0),
+    "operation",
+)
+LFC_STATE_BYTES: Final = _histogram(
+    "compute_node_lfc_state_bytes",
+    "Size of the states that were read or written, compressed.",
+    (1e3, 1e4, 1e5, 1e6, 1e7, 1e8),
+    "operation",
+)
+LFC_OFFLOAD_BLOCKED: Final = _gauge(
+    "compute_node_lfc_offload_blocked",
+    "1 while nothing is offloaded because the last prewarm is not complete.",
+)
 CRASH_RESTARTS: Final = _counter(
     "compute_node_postgres_crash_restarts_total",
     "Times Postgres restarted all its processes because one of them crashed.",

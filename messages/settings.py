@@ -51,6 +51,9 @@ class NodeSettings(msgspec.Struct, frozen=True):
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     build_tag: str = "latest"
     installed_extensions_interval_s: int = DEFAULT_COLLECTION_INTERVAL_S
+    lfc_store: str | None = None
+    """Folder for the states of caches, where the spec names no endpoint storage."""
+    lfc_offload_on_stop: bool = False
     oom_score_adj: int | None = None
     """What the OOM killer thought of this process when it started; None where that cannot be known."""
 

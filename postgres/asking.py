@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from psycopg import AsyncConnection, generators, waiting
-from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
@@ -22,14 +22,23 @@ class StatementError(Exception):
 
 
 async def ask(
-    connection: AsyncConnection[TupleRow], statement: bytes, parameters: Sequence[bytes] = ()
+    connection: AsyncConnection[TupleRow],
+    statement: bytes,
+    parameters: Sequence[bytes] = (),
+    *,
+    binary: bool = False,
 ) -> list[Row]:
     """Run one statement and return its rows. Raises StatementError and psycopg.Error.
+
+    `binary`: parameters and rows are in Postgres's binary form, else they are text.
 
     If it is broken off, the connection must be closed: that ends it in the server, too.
     """
     pgconn = connection.pgconn
-    pgconn.send_query_params(statement, parameters or None)
+    form = Format.BINARY if binary else Format.TEXT
+    pgconn.send_query_params(
+        statement, parameters or None, param_formats=[form] * len(parameters) or None, result_format=form
+    )
     result = (await waiting.wait_async(generators.execute(pgconn), pgconn.socket, interval=1.0))[-1]
     if result.status == ExecStatus.FATAL_ERROR:
         sqlstate = result.error_field(DiagnosticField.SQLSTATE) or b""

@@ -1,5 +1,6 @@
 """The numbers of a node, kept in memory so that a scrape only reads."""
 
+import math
 import threading
 from collections.abc import Mapping
 
@@ -32,6 +33,21 @@ class Metrics:
         with self._lock:
             values = self._values[family.name]
             values[labels] = values.get(labels, 0.0) + amount
+
+    def observe(self, family: Family, value: float, *labels: str) -> None:
+        """Count one value into a histogram: into the buckets (cumulative) and the sum that `read` shows.
+
+        There, `le`, the upper bound as text, or `sum` stands behind the labels.
+        """
+        _check(family, labels)
+        with self._lock:
+            values = self._values[family.name]
+            if (*labels, "sum") not in values:
+                values |= {(*labels, str(bound)): 0.0 for bound in (*family.bounds, math.inf)}
+                values[*labels, "sum"] = 0.0
+            values[*labels, "sum"] += value
+            for bound in (*family.bounds, math.inf):
+                values[*labels, str(bound)] += value <= bound
 
     def replace(self, family: Family, values: Mapping[Labels, float]) -> None:
         """Replace all samples of a family at once, so that none of an earlier state stays behind."""

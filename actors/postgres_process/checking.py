@@ -86,19 +86,6 @@ NOT_BUILT: Final = (
         refuse=False,
         why="Postgres writes to syslog too, and nothing sends it on; the log here is complete",
     ),
-    NotBuilt("autoprewarm", lambda spec: spec.autoprewarm, refuse=False, why="caches start cold"),
-    NotBuilt(
-        "offload_lfc_interval_seconds",
-        lambda spec: spec.offload_lfc_interval_seconds is not None,
-        refuse=False,
-        why="the state of the cache is not saved",
-    ),
-    NotBuilt(
-        "endpoint_storage_addr",
-        lambda spec: spec.endpoint_storage_addr is not None,
-        refuse=False,
-        why="nothing is stored there",
-    ),
 )
 """Refused where ignoring it could lose data, access control or audit; else a warning by name."""
 

@@ -11,6 +11,7 @@ from ...messages.activity import ActivityObserved
 from ...messages.base import Message, Request
 from ...messages.catalog import ApplyFailed, CheckpointEnded, SpecApplied
 from ...messages.failpoints import Failpoint
+from ...messages.lfc import LastOffloadEnded
 from ...messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -86,6 +87,7 @@ SupervisorMessage: TypeAlias = (
     | GetStartupMetrics
     | GetStatus
     | HeadStartEnded
+    | LastOffloadEnded
     | LingerEnded
     | PgdataFailed
     | PgdataInspected

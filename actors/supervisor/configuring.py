@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from ...messages.activity import StartMonitoring
 from ...messages.catalog import ApplyFailed, ApplySpec, CollectExtensions, RunMigrations, SpecApplied
+from ...messages.lfc import FollowSpec
 from ...messages.lifecycle import (
     Condition,
     Configure,
@@ -31,6 +32,7 @@ from ...messages.postgres import (
 from ...messages.spec import ComputeSpec, Mode
 from .effects import (
     CONFIGURATOR,
+    LFC,
     MONITOR,
     POSTGRES,
     ReadConfiguration,
@@ -200,6 +202,7 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
             )
         )
     turn.move(Event.SPEC_APPLIED)
+    turn.tell(LFC, FollowSpec(attempt.spec, starting=attempt.starts))
     if attempt.starts:
         stages = msgspec.json.encode(turn.state.startup).decode()
         turn.log(logging.INFO, f"compute start finished: {stages}")

@@ -6,6 +6,7 @@ from typing import Any, Final, TypeAlias
 from ...messages.activity import ActivityObserved
 from ...messages.base import Message
 from ...messages.catalog import ApplyFailed, CheckpointEnded, SpecApplied
+from ...messages.lfc import LastOffloadEnded
 from ...messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -92,6 +93,7 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     ConfigurationReread: configuring.configuration_reread,
     Configure: configuring.configure,
     HeadStartEnded: serving.head_start_ended,
+    LastOffloadEnded: ending.last_offload_ended,
     LingerEnded: serving.linger_ended,
     PgdataFailed: configuring.pgdata_failed,
     PgdataInspected: serving.pgdata_inspected,

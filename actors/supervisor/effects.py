@@ -9,6 +9,7 @@ from ...messages.base import Message
 POSTGRES = "postgres_process"
 CONFIGURATOR = "configurator"
 MONITOR = "activity_monitor"
+LFC = "lfc_manager"
 HTTP = "http_facade"
 
 

@@ -5,6 +5,7 @@ import logging
 from msgspec.structs import replace
 
 from ...messages.catalog import CancelApply, CheckpointEnded
+from ...messages.lfc import LastOffloadEnded
 from ...messages.lifecycle import (
     EXIT_FAILED,
     ActorFailed,
@@ -52,7 +53,7 @@ def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
     elif ending.queued:
         drop_configuration(turn, error)
     else:
-        turn.end_checkpoint()
+        turn.end_duties()
 
 
 def drop_configuration(turn: Turn, error: str) -> None:
@@ -83,7 +84,7 @@ def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
         )
         if immediate and not ending.queued:
             turn.move(Event.TERMINATE_IMMEDIATE)
-            turn.end_checkpoint()
+            turn.end_duties()
     else:
         turn.terminate(Cause.REQUEST, immediate=immediate, waiters=waiters)
 
@@ -97,8 +98,8 @@ def signal_received(turn: Turn, message: SignalReceived, _: int | None) -> None:
         turn.terminate(Cause.SIGNAL, immediate=False, signals=1)
     elif ending is not None and turn.state.phase is Phase.UP:
         turn.set(ending=replace(ending, cause=Cause.SIGNAL, signals=ending.signals + 1))
-        if ending.checkpointing:
-            turn.end_checkpoint()
+        if ending.has_duties:
+            turn.end_duties()
         elif ending.signals >= 1 and ending.queued:
             configuration_grace_ended(turn, ConfigurationGraceEnded(), None)
         elif ending.signals >= 1:
@@ -108,11 +109,17 @@ def signal_received(turn: Turn, message: SignalReceived, _: int | None) -> None:
 def checkpoint_ended(turn: Turn, message: CheckpointEnded, _: int | None) -> None:
     if message.error is not None and turn.state.ending is not None and turn.state.ending.checkpointing:
         turn.log(logging.INFO, f"no checkpoint before the stop: {message.error}")
-    turn.end_checkpoint()
+    turn.end_duties(checkpointing=False)
+
+
+def last_offload_ended(turn: Turn, message: LastOffloadEnded, _: int | None) -> None:
+    if message.error is not None and turn.state.ending is not None and turn.state.ending.offloading:
+        turn.log(logging.INFO, f"the state of the cache is not saved before the stop: {message.error}")
+    turn.end_duties(offloading=False)
 
 
 def checkpoint_overdue(turn: Turn, _: CheckpointOverdue, __: int | None) -> None:
-    turn.end_checkpoint()
+    turn.end_duties()
 
 
 def configuration_grace_ended(turn: Turn, _: ConfigurationGraceEnded, __: int | None) -> None:
@@ -175,7 +182,7 @@ def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
     attempt, ending = turn.attempt, turn.state.ending
     stopping = ending is not None and not ending.queued
     if stopping or (attempt is not None and attempt.step is Step.ABORTING):
-        turn.end_checkpoint()
+        turn.end_duties()
         return  # it went while the order to stop was on its way; PostgresStopped follows
     turn.set(postgres_up=False, raised=(), ending=None)
     turn.end_upkeep()

@@ -13,7 +13,7 @@ class ConfigurationGraceEnded(Message, frozen=True):
 
 
 class CheckpointOverdue(Message, frozen=True):
-    """The checkpoint before the stop should have been written or given up by now."""
+    """What is done before the stop, a checkpoint or a last offload, should be done or given up by now."""
 
 
 class StopOverdue(Message, frozen=True):

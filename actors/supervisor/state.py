@@ -70,8 +70,15 @@ class Ending(msgspec.Struct, frozen=True):
     signals: int = 0
     checkpointing: bool = False
     """A checkpoint is being written, while Postgres still serves; the stop comes after it."""
+    offloading: bool = False
+    """The state of the cache is being saved, while Postgres still serves; the stop comes after it."""
     failed_before: bool = False
     """The node had failed already: there is nothing more to read, so it lingers no longer than needed."""
+
+    @property
+    def has_duties(self) -> bool:
+        """Whether something is to be done before Postgres is told to stop."""
+        return self.checkpointing or self.offloading
 
 
 class Phase(Enum):

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from ...messages.activity import StopMonitoring
 from ...messages.base import Message
 from ...messages.catalog import Checkpoint, StopUpkeep
+from ...messages.lfc import OffloadLast, StopLfc
 from ...messages.lifecycle import (
     EXIT_FAILED,
     ConfigureFailed,
@@ -34,6 +35,7 @@ from ...messages.spec import ComputeSpec
 from .effects import (
     CONFIGURATOR,
     HTTP,
+    LFC,
     MONITOR,
     POSTGRES,
     After,
@@ -70,10 +72,11 @@ OVERDUE_S: Final = 1.0
 
 CHECKPOINT_SHARE: Final = 0.2
 CHECKPOINT_MIN_S: Final = 1.0
-"""A checkpoint before the stop, while Postgres still serves, gets at most this share of the budget.
+"""What comes before the stop, while Postgres still serves, gets at most this share of the budget.
 
-Only where somebody asked for mode `fast` and Postgres is well: sessions are served that much longer. Not after a
-signal: the platform's own limit counts then, and a part of what was written may have to be written again.
+Only where Postgres is well, for sessions are served that much longer. A checkpoint only where somebody asked for mode
+`fast`, not after a signal: the platform's own limit counts then, and a part of what was written may have to be
+written again. A last offload of the cache also after a signal, where the command line wants it.
 """
 CHECKPOINT_GRACE_S: Final = 0.5
 
@@ -237,27 +240,41 @@ class Turn:
             self.effects.append(After(CONFIGURATION_GRACE_S, ConfigurationGraceEnded()))
             return
         self.set(ending=ending)
-        self.end_upkeep()
         limit_s = CHECKPOINT_SHARE * self.state.settings.stop_timeout_s
-        if serves and cause is Cause.REQUEST and not immediate and limit_s >= CHECKPOINT_MIN_S:
-            self.set(ending=replace(ending, checkpointing=True))
+        planned = serves and cause is not Cause.FAILURE and not immediate and limit_s >= CHECKPOINT_MIN_S
+        ending = replace(
+            ending,
+            checkpointing=planned and cause is Cause.REQUEST,
+            offloading=planned and self.state.settings.lfc_offload_on_stop,
+        )
+        self.set(ending=ending)
+        self.end_upkeep(last_offload=ending.offloading)
+        if ending.checkpointing:
             self.tell(CONFIGURATOR, Checkpoint(limit_s))
+        if ending.has_duties:
             self.effects.append(After(limit_s + CHECKPOINT_GRACE_S, CheckpointOverdue()))
         else:
             self.stop_postgres(self.state.settings.stop_timeout_s)
 
-    def end_upkeep(self) -> None:
-        """End what goes on beside a Postgres that runs."""
+    def end_upkeep(self, *, last_offload: bool = False) -> None:
+        """End what goes on beside a Postgres that runs; the state of its cache may be saved once more."""
+        self.tell(LFC, OffloadLast() if last_offload else StopLfc())
         self.tell(CONFIGURATOR, StopUpkeep())
         self.tell(MONITOR, StopMonitoring())
 
-    def end_checkpoint(self) -> None:
-        """Stop Postgres now, whatever became of the checkpoint before."""
+    def end_duties(self, **ended: bool) -> None:
+        """Stop Postgres now, if nothing is to be done before it any more; `ended` names what is over, else all is."""
         ending = self.state.ending
-        if ending is not None and ending.checkpointing:
-            self.effects.append(Never(CheckpointOverdue))
-            self.set(ending=replace(ending, checkpointing=False))
-            self.stop_postgres(max(1.0, ending.deadline_s - self.now_s))
+        if ending is None or not ending.has_duties:
+            return
+        left = replace(ending, **(ended or {"checkpointing": False, "offloading": False}))
+        self.set(ending=left)
+        if left.has_duties:
+            return
+        if ending.offloading:
+            self.tell(LFC, StopLfc())
+        self.effects.append(Never(CheckpointOverdue))
+        self.stop_postgres(max(1.0, ending.deadline_s - self.now_s))
 
     def _cut_off(self, *, immediate: bool) -> ConfigureOutcome:
         """Say what those are told whose configuration or start a termination ends."""

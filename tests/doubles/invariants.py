@@ -11,12 +11,13 @@ The numbers are those of the promises that every supervisor of a Postgres makes:
  8  everybody who waits is answered: `_waiters`, `ended`, `came_right`
  9  a dead actor is noticed and ends the node: `_deaths`
 10  what is applied is applied: a second plan is empty, also after a crash: `_applied`, `healed`
+11  a complete state of a cache is never replaced by an incomplete one: `FakeStore.put`
 13  no duration is measured by the wall clock, which jumps: the same checks in such a world, and
     test_the_wall_clock_decides_nothing
 14  nothing optional keeps a node from running: the monitor's looks may last for ever, the servers' binding too
 15  a configuration that Postgres refuses is neither installed nor started with: `Machine._install`, `Machine.spawn`
 
-Not here: 6 (pipes), 12 (secrets) need the real thing and have tests of their own; 11 has no actor yet.
+Not here: 6 (pipes), 12 (secrets) need the real thing and have tests of their own.
 """
 
 from typing import TYPE_CHECKING, Final

@@ -29,6 +29,7 @@ from compute_node.actors.configurator.port import (
 from compute_node.actors.kit.failpoints import Interruptible
 from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.actors.kit.simulated import SimulatedFailpoints, SimulatedRuntime
+from compute_node.actors.lfc_manager.port import CacheError
 from compute_node.actors.postgres_process import folder, orphans, run_folders, server, syncing
 from compute_node.actors.postgres_process.control import _HEAD, ClusterState
 from compute_node.actors.postgres_process.disk import Area
@@ -46,6 +47,7 @@ from compute_node.process.last_resort import RUNGS
 from typing_extensions import override
 
 from doubles.administration import FakeAdministration
+from doubles.lfc import FakeCache, FakeStore
 from doubles.observer import FakeObserver
 from doubles.postgres_server import Faults, disk_of
 
@@ -728,6 +730,49 @@ class MachineAdministration(Administration):
     @override
     def installed_extensions(self, cancellation: Cancellation) -> tuple[Extension, ...]:
         return self._cluster(cancellation).installed_extensions(cancellation)
+
+
+class MachineCache(FakeCache):
+    """The cache of the Postgres that runs; a new one is cold. Users fill it when `warm` is called."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+        self._of: int | None = None
+        self.at_once = 3
+
+    @override
+    def _meet(self, cancellation: Cancellation) -> None:
+        machine = self._machine
+        if machine.died:
+            raise Died
+        cancellation.check()
+        machine.pass_time()
+        if machine.postmaster is None or not machine.postmaster.alive:
+            msg = "connecting to postgres: nobody listens"
+            raise CacheError(msg)
+        if self._of != machine.postmaster.pid:
+            self._of, self.pages, self.incomplete = machine.postmaster.pid, {0}, False
+        super()._meet(cancellation)
+
+    def warm(self) -> None:
+        """Let users read something."""
+        self.pages |= {self._machine.random.randrange(20) for _ in range(5)}
+
+
+class MachineStore(FakeStore):
+    """A store that outlives the node's process."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+        self.violations = machine.violations
+
+    @override
+    def _meet(self, cancellation: Cancellation) -> None:
+        if self._machine.died:
+            raise Died
+        super()._meet(cancellation)
 
 
 class MachineObserver(FakeObserver):

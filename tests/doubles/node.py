@@ -110,6 +110,7 @@ def node(
         postgres_process=supervisor,
         configurator=supervisor,
         clerk=supervisor,
+        lfc=supervisor,
         metrics=metrics or Metrics(),
         auth=AuthSettings(COMPUTE_ID, keys, required=required),
         stop_timeout_s=25.0,

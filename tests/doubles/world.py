@@ -17,14 +17,17 @@ from compute_node.actors.http_facade.actor import HttpFacade
 from compute_node.actors.http_facade.private import SERVERS
 from compute_node.actors.kit.actor import Actor, Pending
 from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.actors.lfc_manager.actor import LfcManager
+from compute_node.actors.lfc_manager.port import StoreError
 from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
-from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, MONITOR, POSTGRES
+from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES
 from compute_node.actors.supervisor.state import Step
 from compute_node.actors.supervisor.turn import Moment
 from compute_node.messages.base import Message, Request
 from compute_node.messages.catalog import ApplyFailed, SpecApplied
 from compute_node.messages.failpoints import Failpoint
+from compute_node.messages.lfc import CancelPrewarm, GetOffload, GetPrewarm, Offload, Prewarm
 from compute_node.messages.lifecycle import (
     EXIT_FAILED,
     AwaitExit,
@@ -63,8 +66,10 @@ from doubles.machine import (
     Hardships,
     Machine,
     MachineAdministration,
+    MachineCache,
     MachineFailpoints,
     MachineObserver,
+    MachineStore,
     SimulatedServer,
 )
 from doubles.servers import FakeServers
@@ -127,6 +132,8 @@ class World:
             self.runtime, self.random.choice(kinds), mount=self.random.random() < 0.25 if drawn else mount
         )
         self.servers = FakeServers()
+        self.store = MachineStore(self.machine)
+        self.cache = MachineCache(self.machine)
         self.observer = MachineObserver(self.machine)
         self.reread: ComputeSpec | None = None
         self.lives = 0
@@ -172,7 +179,7 @@ class World:
         self.ref = runtime.ref("supervisor")
         self.supervisor = Supervisor(
             self.settings,
-            {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, HTTP)},
+            {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP)},
             read_spec=lambda _cancellation, _count: self.reread,
             listeners=(runtime.ref("listener"),),
             began=Moment(self.clock.now(), self.clock.wall()),
@@ -185,6 +192,7 @@ class World:
             POSTGRES: PostgresProcess(self.settings, self.ref, self.server),
             CONFIGURATOR: Configurator(self.settings, self.ref, administration),
             MONITOR: ActivityMonitor(self.settings, self.ref, self.observer),
+            LFC: LfcManager(self.settings, self.ref, self.cache, self.store),
             HTTP: HttpFacade(self.servers, self.ref),
         }
         self.invariants = Invariants(self)
@@ -196,8 +204,13 @@ class World:
         return self
 
     def _settings(self, changes: dict[str, Any]) -> NodeSettings:
-        fields: dict[str, Any] = {"pgdata": self.machine.pgdata, "config_path": "/some/config.json"}
+        fields: dict[str, Any] = {
+            "pgdata": self.machine.pgdata,
+            "config_path": "/some/config.json",
+            "lfc_store": "/lfc",
+        }
         if self.drawn:
+            fields["lfc_offload_on_stop"] = self.random.random() < 0.3
             fields["dev"] = self.random.random() < 0.3
             fields["fresh"] = self.random.random() < 0.5
             fields["set_aside_pgdata"] = self.random.random() < 0.1
@@ -335,7 +348,14 @@ class World:
 
     def some_spec(self) -> ComputeSpec:
         return self.random.choice(
-            [a_spec(), with_role("a"), with_role("b"), with_role("a", mode="Replica"), REFUSED]
+            [
+                a_spec(),
+                with_role("a"),
+                with_role("b"),
+                with_role("a", autoprewarm=True, offload_lfc_interval_seconds=2),
+                with_role("a", mode="Replica"),
+                REFUSED,
+            ]
         )
 
     def act(self) -> None:
@@ -348,6 +368,7 @@ class World:
                 lambda: self.ask(self.random.choice([GetStatus(), GetReadiness(), GetSpec()])),
             ),
             (4, self.plan),
+            (4, self.use_the_cache),
             (6, self.break_something),
             (4, self.mend),
             (2, self.terminate),
@@ -365,6 +386,19 @@ class World:
     def reread_configuration(self) -> None:
         self.reread = self.some_spec()
         self.ask(RereadConfiguration())
+
+    def use_the_cache(self) -> None:
+        """Read something, or ask for what concerns the cache; never by force."""
+        requests: list[Request[Any]] = [
+            Prewarm(),
+            Prewarm("another"),
+            CancelPrewarm(),
+            Offload(),
+            GetPrewarm(),
+            GetOffload(),
+        ]
+        self.cache.warm()
+        self.ask(self.random.choice(requests), LFC)
 
     def say_something_late(self) -> None:
         """Let the outcome of an operation that is not under way come again."""
@@ -411,6 +445,10 @@ class World:
             (self.observer, "reach", choice([Reach.FROZEN, Reach.UNREACHABLE, Reach.RECOVERING])),
             (self.observer, "takes_s", choice([1.0, 100.0])),
             (self.failpoints, "fails_at", choice(MAY_FAIL)),
+            (self.store, "failure", StoreError("no", transient=choice([True, False]))),
+            (self.store, "held", True),
+            (self.cache, "held", True),
+            (self.cache, "fails_after", 1),
             (self.servers, "under_way", 1),
             (self.servers, "ends_early", {choice(SERVERS)}),
         ]
@@ -438,6 +476,8 @@ class World:
         self.observer.reach = Reach.UP
         self.observer.takes_s = 0.0
         self.failpoints.fails_at = None
+        self.store.failure, self.store.held = None, False
+        self.cache.held, self.cache.fails_after = False, None
         self.servers.under_way = 0
         self.servers.ends_early = set()
         self.servers.taken = None

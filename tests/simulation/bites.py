@@ -22,6 +22,7 @@ if __name__ == "__main__":
 from compute_node.actors.activity_monitor.actor import ActivityMonitor
 from compute_node.actors.configurator import apply
 from compute_node.actors.kit.cell import Cell
+from compute_node.actors.lfc_manager import rules
 from compute_node.actors.postgres_process import server
 from compute_node.actors.postgres_process import state as process
 from compute_node.actors.postgres_process.pgdata import Recovery, Usable
@@ -43,9 +44,11 @@ from compute_node.messages.postgres import (
     StopRung,
 )
 
+from simulation.cache_lives import check_cache
 from simulation.lives import FoundError, check
 
 SEEDS: Final = 1_000
+NO_GUARD: Final = "the cache is offloaded although a prewarm is not complete"
 
 Planted = contextlib.AbstractContextManager[Any]
 
@@ -58,6 +61,8 @@ class Bite:
     breaks: str
     """The promise of invariants.py that it breaks."""
     plant: Callable[[], Planted]
+    check: Callable[[int], None] = check
+    """Lives a seed, of the whole node unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def find(bite: Bite, *, seeds: int = SEEDS, first: int = 0) -> Found | None:
     with bite.plant():
         for seed in range(first, first + seeds):
             try:
-                check(seed)
+                bite.check(seed)
             except FoundError as error:
                 return Found(seed - first + 1, error.said)
     return None
@@ -254,6 +259,12 @@ def leaves_the_last_step_out(right: Any, *args: Any) -> Any:
     return msgspec.structs.replace(planned, steps=planned.steps[:-1])
 
 
+def takes_the_cancelled_for_complete(myself: Any, message: rules.PrewarmEnded) -> None:
+    myself.prewarm_ended(message)
+    if message.event is rules.PrewarmEvent.CANCELLED:
+        myself.set(incomplete=False)
+
+
 def goes_by_the_wall_clock(right: Any, now_s: float, wall_s: float) -> Any:
     return right(wall_s, wall_s)
 
@@ -325,6 +336,13 @@ BITES: Final = (
         "a late outcome is taken for the one that is awaited",
         "10",
         replaced(Turn, "under_way", takes_late_outcomes),
+    ),
+    Bite(NO_GUARD, "11", replaced(rules, "why_not_offload", nothing), check_cache),
+    Bite(
+        "a cancelled prewarm counts as a complete one",
+        "11",
+        entry(rules._HANDLERS, rules.PrewarmEnded, takes_the_cancelled_for_complete),
+        check_cache,
     ),
     Bite("the wall clock measures deadlines", "13", replaced(supervisor, "Moment", goes_by_the_wall_clock)),
     Bite(

@@ -24,11 +24,13 @@ def silence() -> Iterator[None]:
 class FoundError(AssertionError):
     """A seed in which a promise is broken; says how to replay it."""
 
-    def __init__(self, seed: int, error: AssertionError, world: World) -> None:
+    def __init__(
+        self, seed: int, error: AssertionError, trace: list[str], file: str = "test_node.py"
+    ) -> None:
         self.said = str(error).partition("\n")[0]
-        trace = "\n".join(world.runtime.trace[-80:])
-        how = f"SIMULATION_SEED={seed} pytest tests/simulation/test_node.py -k replay"
-        super().__init__(f"seed {seed}: {error}\nreplay it by {how}; its end:\n{trace}")
+        end = "\n".join(trace[-80:])
+        how = f"SIMULATION_SEED={seed} pytest tests/simulation/{file} -k replay"
+        super().__init__(f"seed {seed}: {error}\nreplay it by {how}; its end:\n{end}")
 
 
 def live(seed: int, *, wall_clock_jumps_by_s: float = 0.0) -> World:
@@ -38,7 +40,7 @@ def live(seed: int, *, wall_clock_jumps_by_s: float = 0.0) -> World:
         try:
             world.live_all()
         except AssertionError as error:
-            raise FoundError(seed, error, world) from error
+            raise FoundError(seed, error, world.runtime.trace) from error
     return world
 
 
@@ -53,7 +55,7 @@ def check(seed: int) -> None:
         except FoundError:
             raise
         except AssertionError as error:
-            raise FoundError(seed, error, world) from error
+            raise FoundError(seed, error, world.runtime.trace) from error
 
 
 def told(world: World) -> tuple[list[str], object]:

@@ -263,7 +263,11 @@ def test_every_problem_is_told_not_the_first_alone() -> None:
 
 def test_for_people_problems_and_warnings_are_lines() -> None:
     keys = [{"kty": "RSA"}]
-    document = {"spec": SPEC | {"autoprewarm": True}, "compute_ctl_config": {"jwks": {"keys": keys}}, "z": 1}
+    document = {
+        "spec": SPEC | {"disk_quota_bytes": 1},
+        "compute_ctl_config": {"jwks": {"keys": keys}},
+        "z": 1,
+    }
     result = run("validate", "-", input=msgspec.json.encode(document))
     lines = result.output.splitlines()
     assert lines[:2] == ["standard input has 1 problem", "  $.z: the field is not known and has no effect"]

@@ -10,6 +10,7 @@ from compute_node.actors.supervisor.decisions import DECIDED, decide
 from compute_node.actors.supervisor.effects import (
     CONFIGURATOR,
     HTTP,
+    LFC,
     MONITOR,
     POSTGRES,
     After,
@@ -47,6 +48,7 @@ from compute_node.messages.catalog import (
     SpecApplied,
     StopUpkeep,
 )
+from compute_node.messages.lfc import FollowSpec, LastOffloadEnded, OffloadLast, StopLfc
 from compute_node.messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -129,6 +131,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
     ),
     MONITOR: (StartMonitoring, StopMonitoring),
     HTTP: (StartServing, StopServing),
+    LFC: (FollowSpec, OffloadLast, StopLfc),
 }
 LEVELS = {logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR}
 
@@ -343,8 +346,7 @@ def test_upkeep_ends_before_postgres_does(end: Message) -> None:
     before = len(life.told)
     life.hear(end)
     told = [message for _, message in life.told[before:]]
-    assert told[:2] == [StopUpkeep(), StopMonitoring()]
-    assert not any(isinstance(message, StopPostgres | Checkpoint) for message in told[:2])
+    assert told[:3] == [StopLfc(), StopUpkeep(), StopMonitoring()]
 
 
 def test_the_experimental_monitor_is_asked_for_by_feature() -> None:
@@ -574,6 +576,81 @@ def test_the_stop_has_one_budget_of_which_postgres_gets_the_greater_part() -> No
     life = running(stop_timeout_s=10.0)
     life.hear(Terminate(IMMEDIATE))
     assert 8 < life.last(StopPostgres).budget_s < 10
+
+
+# --- The cache
+
+
+def test_the_cache_follows_each_spec_that_comes_into_force() -> None:
+    life = running()
+    assert life.last(FollowSpec) == FollowSpec(a_spec(), starting=True)
+    life.hear(Configure(with_role("a")))
+    life.hear(ConfigurationAccepted(life.operation), ConfigurationInstalled(life.operation))
+    life.hear(SpecApplied(life.operation, 1, 1))
+    assert life.last(FollowSpec) == FollowSpec(with_role("a"), starting=False)
+
+
+@pytest.mark.parametrize("message", [Terminate(FAST), Terminate(IMMEDIATE), SignalReceived("SIGTERM")])
+def test_unless_the_command_line_wants_it_nothing_is_saved_before_a_stop(message: Message) -> None:
+    life = running()
+    life.hear(message)
+    assert life.has_told(StopLfc)
+    assert not life.has_told(OffloadLast)
+
+
+@pytest.mark.parametrize("error", [None, "a prewarm is under way"])
+def test_before_a_stop_by_a_signal_the_cache_is_saved_once_more_while_postgres_serves(
+    error: str | None,
+) -> None:
+    life = running(lfc_offload_on_stop=True)
+    life.hear(SignalReceived("SIGTERM"))
+    assert life.has_told(OffloadLast)
+    assert not life.has_told(StopPostgres)
+    assert not life.has_told(Checkpoint)
+    life.now_s += 3
+    life.hear(LastOffloadEnded(error))
+    assert life.last(StopPostgres).budget_s < 25 - 3
+    assert life.has_told(StopLfc)
+
+
+@pytest.mark.parametrize("first", [LastOffloadEnded(), CheckpointEnded()], ids=lambda m: type(m).__name__)
+def test_the_stop_waits_for_both_the_checkpoint_and_the_last_offload(first: Message) -> None:
+    life = running(lfc_offload_on_stop=True)
+    life.hear(Terminate(FAST))
+    assert life.has_told(Checkpoint)
+    assert life.has_told(OffloadLast)
+    life.hear(first)
+    assert not life.has_told(StopPostgres)
+    life.hear(LastOffloadEnded() if isinstance(first, CheckpointEnded) else CheckpointEnded())
+    assert life.has_told(StopPostgres)
+    assert sum(isinstance(message, StopPostgres) for _, message in life.told) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        CheckpointOverdue(),
+        Terminate(IMMEDIATE),
+        SignalReceived("SIGTERM"),
+        PostgresExited("killed by SIGKILL"),
+        ActorFailed(LFC, "KeyError"),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_whatever_happens_to_the_last_offload_the_stop_comes_once(message: Message) -> None:
+    life = running(lfc_offload_on_stop=True)
+    life.hear(SignalReceived("SIGTERM"))
+    assert life.reminder(CheckpointOverdue) == pytest.approx(5.5)
+    life.hear(message, LastOffloadEnded(), CheckpointOverdue())
+    assert sum(isinstance(message, StopPostgres) for _, message in life.told) == 1
+
+
+@pytest.mark.parametrize("stop", [Terminate(IMMEDIATE), ActorFailed(MONITOR, "KeyError")])
+def test_there_is_no_last_offload_where_there_is_no_time_or_the_node_has_failed(stop: Message) -> None:
+    life = running(lfc_offload_on_stop=True)
+    life.hear(stop)
+    assert not life.has_told(OffloadLast)
+    assert life.has_told(StopPostgres)
 
 
 def checkpointing() -> Life:
@@ -869,7 +946,7 @@ def test_postgres_ending_while_the_order_to_stop_is_on_its_way_is_a_failure_but_
     assert life.answers[exit_waiter].code == 1
 
 
-@pytest.mark.parametrize("actor", [MONITOR, CONFIGURATOR, HTTP])
+@pytest.mark.parametrize("actor", [MONITOR, CONFIGURATOR, HTTP, LFC])
 def test_a_dead_actor_stops_postgres_in_order_and_fails_the_node(actor: str) -> None:
     life = running()
     exit_waiter = life.hear(AwaitExit())
@@ -1141,8 +1218,9 @@ def test_what_a_configuration_is_told_that_a_termination_broke_off() -> None:
     assert life.answers[waiter] == ConfigureFailed(
         "the configuration was broken off: the node is terminating"
     )
-    assert life.told[-4:] == [
+    assert life.told[-5:] == [
         (CONFIGURATOR, CancelApply(2)),
+        (LFC, StopLfc()),
         (CONFIGURATOR, StopUpkeep()),
         (MONITOR, StopMonitoring()),
         (POSTGRES, StopPostgres(budget_s=22.0)),

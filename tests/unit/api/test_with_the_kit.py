@@ -27,6 +27,7 @@ def _client(bench: ThreadedBench) -> Client:
         postgres_process=bench.ref("postgres_process"),
         configurator=bench.ref("configurator"),
         clerk=bench.ref("clerk"),
+        lfc=bench.ref("lfc_manager"),
         metrics=bench.metrics,
         auth=AuthSettings(COMPUTE_ID, (KEY.jwk,)),
         refresh_metrics=bench.runtime.read_mailboxes,

@@ -49,9 +49,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "swap_size_bytes": {"swap_size_bytes": 0},
     "disk_quota_bytes": {"disk_quota_bytes": 0},
     "logs_export_host": {"logs_export_host": "h:1"},
-    "autoprewarm": {"autoprewarm": True},
-    "offload_lfc_interval_seconds": {"offload_lfc_interval_seconds": 5},
-    "endpoint_storage_addr": {"endpoint_storage_addr": "h:1"},
 }
 
 

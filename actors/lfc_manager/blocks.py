@@ -1,0 +1,169 @@
+"""The blocks of shared buffers as a state, and the pace at which they are read again. Pure.
+
+A relation is known by database, schema and name, and by the number of its file: after a rewrite (TRUNCATE, VACUUM
+FULL) its blocks are others, so they are not read. Both survive a base backup and a restart.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from .packing import StateError
+
+MAGIC: Final = b"compute-node shared buffers 1\n"
+FORKS: Final = ("main", "fsm", "vm", "init")
+SHARED: Final = ""
+"""The database of relations that belong to all databases."""
+
+
+class Relation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The cached blocks of one fork of a relation."""
+
+    database: str
+    schema: str
+    name: str
+    fork: int
+    filenode: int
+    blocks: int
+    ranges: str
+    """`<gap>+<count>` with commas between; a gap counts from the end of the range before."""
+
+
+class Buffers(msgspec.Struct, frozen=True, array_like=True):
+    """What was in the shared buffers."""
+
+    relations: tuple[Relation, ...]
+
+    @property
+    def total(self) -> int:
+        """How many blocks there are."""
+        return sum(relation.blocks for relation in self.relations)
+
+
+class Run(msgspec.Struct, frozen=True):
+    """Some blocks to be read at once: of the relation with that place in a list, `first` to `last`."""
+
+    relation: int
+    first: int
+    last: int
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return self.last - self.first + 1
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Buffers)
+
+
+def encode(buffers: Buffers) -> bytes:
+    """Write a state."""
+    return MAGIC + _encoder.encode(buffers)
+
+
+def decode(state: bytes) -> Buffers:
+    """Read a state. Raises StateError."""
+    if not state.startswith(MAGIC):
+        msg = "decoding LFC state: it is not of the shared buffers of a plain Postgres"
+        raise StateError(msg)
+    try:
+        buffers = _decoder.decode(memoryview(state)[len(MAGIC) :])
+        for relation in buffers.relations:
+            _check(relation)
+    except ValueError as error:  # msgspec's own are, too
+        msg = f"decoding LFC state: {error}"
+        raise StateError(msg) from None
+    return buffers
+
+
+def _check(relation: Relation) -> None:
+    if not 0 <= relation.fork < len(FORKS):
+        msg = f"there is no fork {relation.fork}"
+        raise ValueError(msg)
+    counted = sum(count for _, count in spans(relation.ranges))
+    if counted != relation.blocks:
+        msg = f"{relation.blocks} blocks of {relation.name!r} are told, and {counted} listed"
+        raise ValueError(msg)
+
+
+def spans(ranges: str) -> Iterator[tuple[int, int]]:
+    """Yield first block and count of each range. Raises ValueError."""
+    end = 0
+    for part in ranges.split(","):
+        gap, _, count = part.partition("+")
+        first, size = end + int(gap), int(count)
+        if first < end or size < 1:
+            msg = f"{part!r} is no range"
+            raise ValueError(msg)
+        end = first + size
+        if end > 2**32:
+            msg = f"{part!r} leads beyond the last block there can be"
+            raise ValueError(msg)
+        yield first, size
+
+
+def runs(relations: Iterable[tuple[Relation, int]]) -> Iterator[Run]:
+    """Yield the ranges of the relations, each cut off at its size in blocks."""
+    for number, (relation, size) in enumerate(relations):
+        for first, count in spans(relation.ranges):
+            if first < size:
+                yield Run(number, first, min(first + count, size) - 1)
+
+
+class Batches:
+    """Hands runs out, so many blocks at a time."""
+
+    def __init__(self, source: Iterator[Run]) -> None:
+        self._source = source
+        self._rest: Run | None = None
+
+    def take(self, blocks: int, most: int) -> tuple[Run, ...]:
+        """Return the next runs with at most that many blocks, `most` of them; empty at the end."""
+        taken: list[Run] = []
+        while blocks > 0 and len(taken) < most:
+            run = self._rest or next(self._source, None)
+            self._rest = None
+            if run is None:
+                break
+            if run.blocks > blocks:
+                self._rest = Run(run.relation, run.first + blocks, run.last)
+                run = Run(run.relation, run.first, run.first + blocks - 1)
+            taken.append(run)
+            blocks -= run.blocks
+        return tuple(taken)
+
+
+# --- The pace ----------------------------------------------------------------------------------------------
+
+SMALLEST: Final = 16
+LARGEST: Final = 2048
+FIRST: Final = 64
+QUICK_S: Final = 0.03
+SLOW_S: Final = 0.1
+"""A batch takes between these, so that a cancellation is heard and a look at the users comes often."""
+BUSY_PAUSE: Final = 4.0
+"""While users work, a pause is so many times as long as the batch before: they have the disk for 80 % of the time."""
+BUSY_SLOW_S: Final = 0.01
+BUSY_MIN_PAUSE_S: Final = 0.01
+MAX_PAUSE_S: Final = 2.0
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How many blocks to read next, and how long to wait before."""
+
+    blocks: int = FIRST
+    pause_s: float = 0.0
+
+    def after(self, took_s: float, *, busy: bool) -> "Pace":
+        """Return the pace after a batch that took so long; `busy`: sessions of users are at work."""
+        quick_s, slow_s = (BUSY_SLOW_S / 4, BUSY_SLOW_S) if busy else (QUICK_S, SLOW_S)
+        blocks = self.blocks
+        if took_s > slow_s:
+            blocks = max(SMALLEST, blocks // 2)
+        elif took_s < quick_s:
+            blocks = min(LARGEST, blocks * 2)
+        if not busy:
+            return Pace(blocks)
+        return Pace(blocks, min(MAX_PAUSE_S, max(BUSY_MIN_PAUSE_S, BUSY_PAUSE * took_s)))

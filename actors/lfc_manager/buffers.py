@@ -1,0 +1,307 @@
+"""The shared buffers of a plain Postgres, through the modules pg_buffercache and pg_prewarm. Imported late.
+
+On a primary their functions are made for one session only, in its temporary schema: nothing is left in the
+catalogs of users. A standby takes no new functions, so there the extensions must have come from its primary.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from psycopg import Error, sql
+
+from ...postgres.asking import Row, StatementError, ask
+from .blocks import FORKS, SHARED, Batches, Buffers, Pace, Relation, Run, decode, encode, runs
+from .port import CacheError, Counts, Progress
+from .sessions import Connection, Sessions, line
+
+QUERYING: Final = "querying LFC state"
+LOADING: Final = "loading LFC state into postgres"
+MOST_RUNS: Final = 500
+"""Ranges in one statement."""
+LOOK_S: Final = 0.1
+TELL_S: Final = 0.25
+"""How often users are looked at, and progress is told."""
+NO_MODULE: Final = "58P01"
+
+IN_RECOVERY: Final = b"SELECT pg_catalog.pg_is_in_recovery()"
+MAKE_LISTER: Final = b"""\
+CREATE FUNCTION pg_temp.compute_node_buffers() RETURNS SETOF record
+    AS '$libdir/pg_buffercache', 'pg_buffercache_pages' LANGUAGE c
+"""
+MAKE_READER: Final = b"""\
+CREATE FUNCTION pg_temp.compute_node_prewarm(regclass, text, text, int8, int8) RETURNS int8
+    AS '$libdir/pg_prewarm', 'pg_prewarm' LANGUAGE c
+"""
+FIND: Final = b"""\
+SELECT n.nspname, p.proname
+  FROM pg_catalog.pg_proc AS p
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+  JOIN pg_catalog.pg_language AS l ON l.oid = p.prolang
+ WHERE l.lanname = 'c' AND p.probin = $1 AND p.prosrc = $2
+ LIMIT 1
+"""
+"""Whatever it is called: the extension may be in any schema, and others may have functions of its name."""
+LIST: Final = """\
+WITH cached AS (
+    SELECT reldatabase, reltablespace, relfilenode, relforknumber, relblocknumber,
+           relblocknumber - pg_catalog.row_number() OVER (
+               PARTITION BY reldatabase, reltablespace, relfilenode, relforknumber ORDER BY relblocknumber
+           ) AS island
+      FROM {}() AS b(
+               bufferid int4, relfilenode oid, reltablespace oid, reldatabase oid, relforknumber int2,
+               relblocknumber int8, isdirty bool, usagecount int2, pinning_backends int4
+           )
+     WHERE relfilenode IS NOT NULL
+), ranges AS (
+    SELECT reldatabase, reltablespace, relfilenode, relforknumber,
+           pg_catalog.min(relblocknumber) AS first, pg_catalog.count(*) AS size
+      FROM cached
+     GROUP BY reldatabase, reltablespace, relfilenode, relforknumber, island
+), gaps AS (
+    SELECT *, first - COALESCE(pg_catalog.lag(first + size) OVER (
+               PARTITION BY reldatabase, reltablespace, relfilenode, relforknumber ORDER BY first
+           ), 0) AS gap
+      FROM ranges
+)
+SELECT reldatabase, reltablespace, relfilenode, relforknumber, pg_catalog.sum(size),
+       pg_catalog.string_agg(gap || '+' || size, ',' ORDER BY first)
+  FROM gaps
+ GROUP BY reldatabase, reltablespace, relfilenode, relforknumber
+"""
+DATABASES: Final = b"""\
+SELECT oid, datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY oid
+"""
+NAMES: Final = b"""\
+SELECT w.n, s.nspname, c.relname
+  FROM pg_catalog.json_to_recordset($1::pg_catalog.json) AS w(n int4, t oid, f oid)
+  JOIN pg_catalog.pg_class AS c ON c.oid = pg_catalog.pg_filenode_relation(w.t, w.f)
+  JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
+ WHERE c.relpersistence <> 't'
+"""
+FILES: Final = b"""\
+SELECT w.n, c.oid,
+       pg_catalog.pg_relation_size(c.oid, w.k) / pg_catalog.current_setting('block_size')::pg_catalog.int8
+  FROM pg_catalog.json_to_recordset($1::pg_catalog.json)
+       AS w(n int4, s pg_catalog.text, r pg_catalog.text, k pg_catalog.text, f oid)
+  JOIN pg_catalog.pg_namespace AS s ON s.nspname = w.s
+  JOIN pg_catalog.pg_class AS c ON c.relnamespace = s.oid AND c.relname = w.r
+ WHERE pg_catalog.pg_relation_filenode(c.oid) = w.f
+"""
+READ: Final = """\
+SELECT pg_catalog.sum({}(w.o::pg_catalog.regclass, 'buffer', w.k, w.a, w.b))
+  FROM pg_catalog.json_to_recordset($1::pg_catalog.json) AS w(o oid, k pg_catalog.text, a int8, b int8)
+"""
+BUSY: Final = b"""\
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_stat_activity
+     WHERE backend_type = 'client backend' AND state = 'active' AND pid <> pg_catalog.pg_backend_pid()
+)
+"""
+ROOM: Final = b"""\
+SELECT setting::pg_catalog.int8 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers'
+"""
+
+log = logging.getLogger("compute_node.lfc")
+
+
+class _Gone(Exception):  # noqa: N818 - no error: it is skipped
+    """What is to be read is not there any more, or cannot be read."""
+
+
+# --- Taking ------------------------------------------------------------------------------------------------
+
+
+async def take(sessions: Sessions, connection: Connection) -> bytes | None:
+    """Return which blocks are cached, of all databases; None when there are none. Raises CacheError."""
+    try:
+        lister = await _function(connection, "pg_buffercache", "pg_buffercache_pages", MAKE_LISTER)
+        rows = await ask(connection, sql.SQL(LIST).format(lister).as_bytes(connection))
+        databases = {_int(oid): (name or b"").decode() for oid, name in await ask(connection, DATABASES)}
+        found = list(await _named(connection, SHARED, [row for row in rows if row[0] == b"0"]))
+        for oid, name in databases.items():
+            own = [row for row in rows if _int(row[0]) == oid]
+            if own:
+                found += await _visit(sessions, name, own)
+    except (StatementError, Error, _Gone) as error:
+        msg = f"{QUERYING}: {line(error)}"
+        raise CacheError(msg) from None
+    return encode(Buffers(tuple(found))) if found else None
+
+
+async def _visit(sessions: Sessions, database: str, rows: Sequence[Row]) -> list[Relation]:
+    """Name the relations of one database; one that is gone has none, one that cannot be asked is an error."""
+    try:
+        async with sessions.connect(database) as connection:
+            return await _named(connection, database, rows)
+    except CacheError as error:
+        if "does not exist" in str(error):
+            return []
+        raise
+
+
+async def _named(connection: Connection, database: str, rows: Sequence[Row]) -> list[Relation]:
+    wanted = [{"n": n, "t": _int(row[1]), "f": _int(row[2])} for n, row in enumerate(rows)]
+    relations = []
+    for number, schema, name in await ask(connection, NAMES, [msgspec.json.encode(wanted)]):
+        _, _, filenode, fork, blocks, ranges = rows[_int(number)]
+        relations.append(
+            Relation(
+                database,
+                (schema or b"").decode(),
+                (name or b"").decode(),
+                _int(fork),
+                _int(filenode),
+                _int(blocks),
+                (ranges or b"").decode(),
+            )
+        )
+    return relations
+
+
+# --- Loading -----------------------------------------------------------------------------------------------
+
+
+class _Load:
+    """One load: how far it has come, and at what pace it goes on."""
+
+    def __init__(self, total: int, room: int, progress: Progress) -> None:
+        self._total = total
+        self._room = room
+        self._progress = progress
+        self._told_s = self._looked_s = asyncio.get_running_loop().time()
+        self._busy = False
+        self._pace = Pace()
+        self.prewarmed = 0
+
+    async def database(self, connection: Connection, relations: Sequence[Relation]) -> None:
+        """Read what one database still has of its relations."""
+        reader = await _function(connection, "pg_prewarm", "pg_prewarm", MAKE_READER)
+        read = sql.SQL(READ).format(reader).as_bytes(connection)
+        wanted = [
+            {"n": n, "s": r.schema, "r": r.name, "k": FORKS[r.fork], "f": r.filenode}
+            for n, r in enumerate(relations)
+        ]
+        files = {
+            _int(number): (_int(oid), _int(size))
+            for number, oid, size in await ask(connection, FILES, [msgspec.json.encode(wanted)])
+        }
+        sizes = [(r, files[n][1] if n in files else 0) for n, r in enumerate(relations)]
+        batches = Batches(runs(sizes))
+        gone: set[int] = set()
+        while batch := batches.take(min(self._pace.blocks, self._room - self.prewarmed), MOST_RUNS):
+            kept = [run for run in batch if run.relation not in gone]
+            began_s = asyncio.get_running_loop().time()
+            for part in await self._parts(connection, read, kept, relations, files):
+                gone.add(part)
+            await self._go_on(connection, asyncio.get_running_loop().time() - began_s)
+
+    async def _parts(
+        self,
+        connection: Connection,
+        read: bytes,
+        batch: Sequence[Run],
+        relations: Sequence[Relation],
+        files: dict[int, tuple[int, int]],
+    ) -> list[int]:
+        """Read a batch, by relation if not all of it can be read; returns the relations that cannot be."""
+        if not batch:
+            return []
+        try:
+            rows = [
+                {
+                    "o": files[run.relation][0],
+                    "k": FORKS[relations[run.relation].fork],
+                    "a": run.first,
+                    "b": run.last,
+                }
+                for run in batch
+            ]
+            await ask(connection, read, [msgspec.json.encode(rows)])
+        except StatementError:
+            numbers = {run.relation for run in batch}
+            if len(numbers) == 1:
+                return list(numbers)  # dropped, cut or locked meanwhile
+            gone = []
+            for number in sorted(numbers):
+                own = [run for run in batch if run.relation == number]
+                gone += await self._parts(connection, read, own, relations, files)
+            return gone
+        self.prewarmed += sum(run.blocks for run in batch)
+        return []
+
+    async def _go_on(self, connection: Connection, took_s: float) -> None:
+        """Tell how far it has come, look at the users, and leave them the time that is theirs."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_s >= TELL_S:
+            self._told_s = now_s
+            self._progress(Counts(self._total, self.prewarmed, 0))
+        if self._busy or now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            self._busy = await ask(connection, BUSY) == [[b"t"]]
+        self._pace = self._pace.after(took_s, busy=self._busy)
+        if self._pace.pause_s:
+            await asyncio.sleep(self._pace.pause_s)
+
+
+async def load(sessions: Sessions, connection: Connection, state: bytes, progress: Progress) -> Counts:
+    """Read the blocks of a state, as far as they are still there and have room. Raises CacheError, StateError."""
+    buffers = decode(state)
+    total = buffers.total
+    by_database: dict[str, list[Relation]] = {}
+    for relation in buffers.relations:
+        by_database.setdefault(relation.database, []).append(relation)
+    progress(Counts(total))
+    without: list[str] = []
+    try:
+        there = {(name or b"").decode() for _, name in await ask(connection, DATABASES)}
+        under_way = _Load(total, _int((await ask(connection, ROOM))[0][0]), progress)
+        for database, relations in by_database.items():
+            if database not in there and database != SHARED:
+                continue
+            try:
+                if database == SHARED:
+                    await under_way.database(connection, relations)
+                else:
+                    async with sessions.connect(database) as visit:
+                        await under_way.database(visit, relations)
+            except _Gone as error:
+                without.append(f"{database!r} ({error})")
+    except (StatementError, Error) as error:
+        msg = f"{LOADING}: {line(error)}"
+        raise CacheError(msg) from None
+    if without:
+        log.warning("the cache is not prewarmed for %d databases: %s", len(without), ", ".join(without[:10]))
+    return Counts(total, under_way.prewarmed, total - under_way.prewarmed)
+
+
+# --- The functions -----------------------------------------------------------------------------------------
+
+
+async def _function(connection: Connection, module: str, symbol: str, make: bytes) -> sql.Identifier:
+    """Return the name of a function of a module, which is made for this session if it may be.
+
+    Raises CacheError where the module is missing, and _Gone on a standby whose primary has not the extension.
+    """
+    if await ask(connection, IN_RECOVERY) == [[b"t"]]:
+        found = await ask(connection, FIND, [f"$libdir/{module}".encode(), symbol.encode()])
+        if not found:
+            msg = (
+                f"a standby has the extension {module} only from its primary: CREATE EXTENSION {module} there"
+            )
+            raise _Gone(msg)
+        return sql.Identifier(*((part or b"").decode() for part in found[0]))
+    try:
+        await ask(connection, make)
+    except StatementError as error:
+        if error.sqlstate != NO_MODULE:
+            raise
+        msg = f"the module {module} is not there: install PostgreSQL's contrib modules ({error})"
+        raise CacheError(msg) from None
+    return sql.Identifier("pg_temp", make.split(b"pg_temp.", 1)[1].split(b"(", 1)[0].decode())
+
+
+def _int(value: bytes | None) -> int:
+    return int(value or 0)

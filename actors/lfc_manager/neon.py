@@ -1,0 +1,90 @@
+"""The file cache of the extension neon, through its functions. Imported late, for psycopg."""
+
+import asyncio
+import contextlib
+import struct
+from typing import Final
+
+from psycopg import Error
+
+from ...postgres.asking import StatementError, ask
+from .packing import StateError
+from .port import CacheError, Counts, Progress
+from .sessions import Connection, Sessions, line
+
+TAKE: Final = b"SELECT neon.get_local_cache_state()"
+LOAD: Final = b"SELECT neon.prewarm_local_cache($1::pg_catalog.bytea)"
+INFO: Final = b"SELECT total_pages, prewarmed_pages, skipped_pages FROM neon.get_prewarm_info()"
+LOOK_S: Final = 1.0
+"""Pause between two looks at how far it has come."""
+
+_HEAD: Final = struct.Struct("<IIIHxx")
+_MAGIC: Final = 0xFCFCFCFC
+_CHUNK: Final = 20
+_MAX_CHUNK_LOG: Final = 7
+
+
+def chunks_of(state: bytes) -> int:
+    """Return how many chunks a state has, once its head and length are right. Raises StateError."""
+    if len(state) < _HEAD.size:
+        msg = f"decoding LFC state: it has {len(state)} bytes, and its head alone has {_HEAD.size}"
+        raise StateError(msg)
+    magic, chunks, _, chunk_log = _HEAD.unpack_from(state)
+    if magic != _MAGIC:
+        msg = "decoding LFC state: it is not of the cache of the extension neon"
+        raise StateError(msg)
+    if chunk_log > _MAX_CHUNK_LOG:
+        msg = f"decoding LFC state: its chunks have {2**chunk_log} pages"
+        raise StateError(msg)
+    length = _HEAD.size + _CHUNK * chunks + -(-(chunks << chunk_log) // 8)
+    if len(state) != length:
+        msg = f"decoding LFC state: it has {len(state)} bytes, and {length} are told"
+        raise StateError(msg)
+    return int(chunks)
+
+
+async def take(connection: Connection) -> bytes | None:
+    """Return the state of the cache; None when it is off or empty. Raises CacheError."""
+    try:
+        [[state]] = await ask(connection, TAKE, binary=True)
+    except (StatementError, Error) as error:
+        msg = f"querying LFC state: {line(error)}"
+        raise CacheError(msg) from None
+    if state is None:
+        return None
+    try:
+        return state if chunks_of(state) else None
+    except StateError as error:
+        msg = f"querying LFC state: what Postgres returned is no state: {error}"
+        raise CacheError(msg) from None
+
+
+async def load(sessions: Sessions, connection: Connection, state: bytes, progress: Progress) -> Counts:
+    """Have all pages of a state read, by Postgres itself. Raises CacheError and StateError."""
+    chunks_of(state)
+    watch = asyncio.create_task(_watch(sessions, progress))
+    try:
+        await ask(connection, LOAD, [state], binary=True)
+        return await _counts(connection)
+    except (StatementError, Error) as error:
+        msg = f"loading LFC state into postgres: {line(error)}"
+        raise CacheError(msg) from None
+    finally:
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+
+
+async def _watch(sessions: Sessions, progress: Progress) -> None:
+    """Tell again and again how far it has come; whoever cannot look does not."""
+    with contextlib.suppress(CacheError, StatementError, Error):
+        async with sessions.connect() as connection:
+            while True:
+                await asyncio.sleep(LOOK_S)
+                progress(await _counts(connection))
+
+
+async def _counts(connection: Connection) -> Counts:
+    rows = await ask(connection, INFO)
+    total, prewarmed, skipped = (int(value or 0) for value in rows[0]) if rows else (0, 0, 0)
+    return Counts(total, prewarmed, skipped)
