@@ -307,7 +307,7 @@ def test_text_in_quotes_is_escaped_as_in_source_code() -> None:
 
 
 def test_an_unknown_path_is_404_with_an_empty_body_and_without_a_token(client: Client) -> None:
-    for path in ("/", "/nowhere", "/status/x", "/Status", "/debug", "/lfc/prewarm"):
+    for path in ("/", "/nowhere", "/status/x", "/Status", "/debug", "/lfc"):
         for method in METHODS:
             result = client(method, path, token="")
             assert (result.status_code, result.content) == (404, b"")

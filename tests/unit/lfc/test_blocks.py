@@ -1,0 +1,157 @@
+"""Blocks of shared buffers as a state, handed out again in runs, at a pace that leaves users their disk."""
+
+import pytest
+from compute_node.actors.lfc_manager.blocks import (
+    BUSY_MIN_PAUSE_S,
+    BUSY_PAUSE,
+    FIRST,
+    LARGEST,
+    MAGIC,
+    MAX_PAUSE_S,
+    SMALLEST,
+    Batches,
+    Buffers,
+    Pace,
+    Relation,
+    Run,
+    decode,
+    encode,
+    runs,
+    spans,
+)
+from compute_node.actors.lfc_manager.neon import chunks_of
+from compute_node.actors.lfc_manager.packing import StateError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+T = Relation("db", "public", "t", 0, 16384, 5, "0+3,7+2")
+BLOCKS = st.sets(st.integers(0, 100), min_size=1)
+
+
+def a_relation(blocks: set[int], name: str = "t") -> Relation:
+    """Describe blocks in the way in which the query does."""
+    ranges: list[list[int]] = []
+    for block in sorted(blocks):
+        if ranges and sum(ranges[-1]) == block:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([block, 1])
+    ends = [0, *(first + count for first, count in ranges)]
+    text = ",".join(f"{first - end}+{count}" for (first, count), end in zip(ranges, ends, strict=False))
+    return Relation("db", "public", name, 0, 16384, len(blocks), text)
+
+
+def test_a_state_is_the_same_after_a_trip() -> None:
+    buffers = Buffers((T, Relation("", "pg_catalog", "pg_database", 1, 1262, 1, "0+1")))
+    assert decode(encode(buffers)) == buffers
+    assert buffers.total == 6
+
+
+@given(BLOCKS)
+def test_ranges_are_the_blocks_that_were_described(blocks: set[int]) -> None:
+    relation = a_relation(blocks)
+    assert {first + n for first, count in spans(relation.ranges) for n in range(count)} == blocks
+    assert decode(encode(Buffers((relation,)))).relations == (relation,)
+
+
+@pytest.mark.parametrize(
+    "relation",
+    [
+        Relation("db", "s", "t", 0, 1, 5, "0+4"),
+        Relation("db", "s", "t", 7, 1, 1, "0+1"),
+        Relation("db", "s", "t", -1, 1, 1, "0+1"),
+        Relation("db", "s", "t", 0, 1, 0, ""),
+        Relation("db", "s", "t", 0, 1, 1, "0+1,x"),
+        Relation("db", "s", "t", 0, 1, 1, "5+1,-3+0"),
+        Relation("db", "s", "t", 0, 1, 1, "-1+1"),
+        Relation("db", "s", "t", 0, 1, 2**32 + 1, f"0+{2**32 + 1}"),
+    ],
+    ids=repr,
+)
+def test_a_state_that_contradicts_itself_is_refused(relation: Relation) -> None:
+    with pytest.raises(StateError, match="decoding LFC state"):
+        decode(encode(Buffers((relation,))))
+
+
+@pytest.mark.parametrize("state", [b"", MAGIC, MAGIC + b"\x91\x90x", MAGIC + b"\x91\x91\x90", b"\xfc" * 16])
+def test_what_is_no_state_is_refused(state: bytes) -> None:
+    with pytest.raises(StateError, match="decoding LFC state"):
+        decode(state)
+
+
+@settings(max_examples=30)
+@given(BLOCKS, BLOCKS, st.integers(0, 120), st.integers(1, 40), st.integers(1, 5))
+def test_every_block_that_is_still_there_is_handed_out_once(
+    one: set[int], other: set[int], size: int, blocks: int, most: int
+) -> None:
+    batches = Batches(runs([(a_relation(one), size), (a_relation(other, "u"), 1_000)]))
+    seen: list[tuple[int, int]] = []
+    while batch := batches.take(blocks, most):
+        assert len(batch) <= most
+        assert sum(run.blocks for run in batch) <= blocks
+        seen += [(run.relation, block) for run in batch for block in range(run.first, run.last + 1)]
+    expected = {(0, block) for block in one if block < size} | {(1, block) for block in other}
+    assert len(seen) == len(set(seen))
+    assert set(seen) == expected
+
+
+def test_nothing_is_handed_out_where_there_is_no_room() -> None:
+    batches = Batches(runs([(T, 100)]))
+    assert batches.take(0, 10) == ()
+    assert batches.take(2, 10) == (Run(0, 0, 1),)
+
+
+# --- The pace
+
+
+def test_while_nobody_works_batches_grow_to_the_largest_and_nothing_pauses() -> None:
+    pace = Pace()
+    for _ in range(10):
+        pace = pace.after(0.001, busy=False)
+        assert pace.pause_s == 0
+    assert pace.blocks == LARGEST
+
+
+def test_what_is_slow_comes_in_smaller_batches_so_that_a_cancellation_is_heard() -> None:
+    pace = Pace(LARGEST)
+    for _ in range(10):
+        pace = pace.after(1.0, busy=False)
+    assert pace.blocks == SMALLEST
+
+
+@pytest.mark.parametrize("took_s", [0.0, 0.001, 0.02, 0.3, 5.0])
+def test_while_users_work_most_of_the_time_is_theirs(took_s: float) -> None:
+    pace = Pace(FIRST).after(took_s, busy=True)
+    assert pace.pause_s == max(BUSY_MIN_PAUSE_S, min(MAX_PAUSE_S, BUSY_PAUSE * took_s))
+    assert pace.after(took_s, busy=False).pause_s == 0, "and no longer than they do"
+
+
+def test_while_users_work_batches_stay_short() -> None:
+    pace = Pace(LARGEST)
+    for _ in range(10):
+        pace = pace.after(pace.blocks * 0.0001, busy=True)
+    assert pace.blocks * 0.0001 <= 0.02
+
+
+# --- The state of the extension neon
+
+
+def neon_state(chunks: int, pages: int = 1, chunk_log: int = 7) -> bytes:
+    head = (0xFCFCFCFC).to_bytes(4, "little") + chunks.to_bytes(4, "little") + pages.to_bytes(4, "little")
+    body = bytes(20 * chunks) + bytes(-(-(chunks << chunk_log) // 8))
+    return head + chunk_log.to_bytes(2, "little") + bytes(2) + body
+
+
+@pytest.mark.parametrize(("chunks", "chunk_log"), [(0, 7), (1, 7), (3, 0), (1000, 7), (5, 3)])
+def test_a_state_of_the_extension_has_the_length_that_its_head_tells(chunks: int, chunk_log: int) -> None:
+    state = neon_state(chunks, chunk_log=chunk_log)
+    assert chunks_of(state) == chunks
+    for wrong in (state[:-1], state + b"\0"):
+        with pytest.raises(StateError, match="decoding LFC state"):
+            chunks_of(wrong)
+
+
+@pytest.mark.parametrize("state", [b"", bytes(16), bytes(15), MAGIC + bytes(16), neon_state(1, chunk_log=8)])
+def test_what_is_no_state_of_the_extension_is_refused(state: bytes) -> None:
+    with pytest.raises(StateError, match="decoding LFC state"):
+        chunks_of(state)
