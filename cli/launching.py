@@ -71,6 +71,7 @@ def prepare(
         stop_timeout_s=options.stop_timeout_s,
         lfc_store=options.lfc_store,
         lfc_offload_on_stop=options.lfc_offload_on_stop,
+        safekeeper_check_timeout_s=options.safekeeper_check_timeout_s,
         oom_score_adj=oom_score_adj(),
         installed_extensions_interval_s=options.installed_extensions_collection_interval,
         build_tag=os.environ.get("BUILD_TAG") or "latest",

@@ -16,7 +16,12 @@ from typing_extensions import override
 
 from ..messages.failpoints import Arming, FailpointError, parse_environment
 from ..messages.secret import Secret, mask_credentials
-from ..messages.settings import DEFAULT_COLLECTION_INTERVAL_S, DEFAULT_STOP_TIMEOUT_S, SourceName
+from ..messages.settings import (
+    DEFAULT_COLLECTION_INTERVAL_S,
+    DEFAULT_SAFEKEEPER_CHECK_S,
+    DEFAULT_STOP_TIMEOUT_S,
+    SourceName,
+)
 from ..postgres.connection import parse_connstr
 
 DEFAULT_FILECACHE_CONNSTR: Final = (
@@ -66,6 +71,7 @@ class Options(msgspec.Struct, frozen=True):
     log_format: Literal["auto", "human", "json"]
     lfc_store: str | None = None
     lfc_offload_on_stop: bool = False
+    safekeeper_check_timeout_s: float = DEFAULT_SAFEKEEPER_CHECK_S
     installed_extensions_collection_interval: int = DEFAULT_COLLECTION_INTERVAL_S
     control_plane_uri: str | None = None
     control_plane_token: Secret = Secret("")
@@ -231,6 +237,12 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--stop-timeout", dest="stop_timeout_s", type=_seconds, default=DEFAULT_STOP_TIMEOUT_S, metavar="SECONDS",
         help=f"a stop, with everything, takes no longer (default {DEFAULT_STOP_TIMEOUT_S:g})",
+    )  # fmt: skip
+    group.add_argument(
+        "--safekeeper-check-timeout", dest="safekeeper_check_timeout_s", type=_seconds,
+        default=DEFAULT_SAFEKEEPER_CHECK_S, metavar="SECONDS",
+        help="at the start each safekeeper is asked for so long, before they are synced "
+        f"(default {DEFAULT_SAFEKEEPER_CHECK_S:g})",
     )  # fmt: skip
     group.add_argument(
         "--installed-extensions-collection-interval", type=_u64, default=DEFAULT_COLLECTION_INTERVAL_S, metavar="SECONDS",

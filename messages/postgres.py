@@ -56,6 +56,13 @@ class SettleConfiguration(Message, frozen=True):
     subscribers: bool
 
 
+class SyncSafekeepers(Message, frozen=True):
+    """Bring the safekeepers to the same place, now that Postgres is gone; at most for `budget_s`."""
+
+    spec: ComputeSpec
+    budget_s: float
+
+
 class StopPostgres(Message, frozen=True):
     """Cancel whatever is under way and stop the postmaster within `budget_s`: fast, immediate, kill.
 
@@ -117,6 +124,19 @@ class PgdataStages(msgspec.Struct, frozen=True):
     pageserver_connect_micros: int = 0
     basebackup_ms: int = 0
     basebackup_bytes: int = 0
+
+
+class SafekeepersSynced(Message, frozen=True):
+    """A quorum of safekeepers stands at this LSN."""
+
+    lsn: str
+    took_ms: int
+
+
+class SafekeeperSyncFailed(Message, frozen=True):
+    """After the end of Postgres the safekeepers could not be brought together, or not in time."""
+
+    error: str
 
 
 class PgdataPrepared(Message, frozen=True):

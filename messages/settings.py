@@ -10,6 +10,8 @@ from .secret import Secret
 from .spec import ComputeCtlConfig
 
 DEFAULT_STOP_TIMEOUT_S: Final = 25.0
+DEFAULT_SAFEKEEPER_CHECK_S: Final = 0.1
+"""How long a safekeeper may take to say where the log ends; without a quorum of them a full sync is made."""
 DEFAULT_COLLECTION_INTERVAL_S: Final = 3600
 """Half of the time between two collections of the installed extensions."""
 
@@ -49,6 +51,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     dev: bool = False
     start_timeout_s: float = 60.0
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
+    safekeeper_check_timeout_s: float = DEFAULT_SAFEKEEPER_CHECK_S
     build_tag: str = "latest"
     installed_extensions_interval_s: int = DEFAULT_COLLECTION_INTERVAL_S
     lfc_store: str | None = None

@@ -237,7 +237,7 @@ async def connect(
                 if not place.startswith("/"):
                     keywords |= {"host": target.host, "hostaddr": place}
                 try:
-                    return await _connect_once(keywords)
+                    return await connect_once(keywords)
                 except OperationalError as error:
                     failure = failure or error
                     if len(places) == 1 or _listens(place, target.port):
@@ -251,7 +251,7 @@ async def connect(
     raise failure or OperationalError("no address to connect to")
 
 
-async def _connect_once(keywords: dict[str, Any]) -> "AsyncConnection[TupleRow]":
+async def connect_once(keywords: dict[str, Any]) -> "AsyncConnection[TupleRow]":
     """Connect to one address; an attempt that is broken off closes its socket at once.
 
     Left to the garbage collector, the traceback keeps libpq's connection open, and a Postgres that is told

@@ -165,7 +165,7 @@ class Starter:
             self._metrics.add(SLOW_SPAWNS, 1, program)
 
 
-def run(
+def run(  # noqa: PLR0913 - all but the command by name
     command: Sequence[str],
     *,
     starter: Starter,
@@ -175,15 +175,17 @@ def run(
     cancellation: Cancellation,
     step: Failpoint | None = None,
     leftovers: Leftovers | None = None,
+    said: Callable[[bytes], None] | None = None,
 ) -> Result:
     """Run a program in its own session and return when it and all it started have ended.
 
-    On a cancellation or time-out it is killed with all that it started. `step` is reached once it has been started.
+    With `said` its stderr is handed on as it comes, and is no part of the output. On a cancellation or time-out it is
+    killed with all that it started. `step` is reached once it has been started.
     `leftovers` is called with the processes to be killed, and what it returns once they are gone.
     Raises CancelledError, or ProgramError when it cannot be started or takes too long.
     """
     program = Program(tuple(command), env)
-    return _run(program, starter, timeout_s, cancellation, cwd=cwd, step=step, leftovers=leftovers)
+    return _run(program, starter, timeout_s, cancellation, cwd=cwd, step=step, leftovers=leftovers, said=said)
 
 
 def listen(
@@ -201,7 +203,7 @@ def listen(
     return _run(program, starter, silence_s, cancellation, heard=heard)
 
 
-def _run(
+def _run(  # noqa: PLR0913 - all but the first by name
     program: Program,
     starter: Starter,
     timeout_s: float,
@@ -211,10 +213,12 @@ def _run(
     step: Failpoint | None = None,
     leftovers: Leftovers | None = None,
     heard: Callable[[bytes], None] | None = None,
+    said: Callable[[bytes], None] | None = None,
 ) -> Result:
     cancellation.check()
     wake = Wake(cancellation)
     try:
+        errors = subprocess.STDOUT if said is None else subprocess.PIPE
         mark = f"{os.getpid()}-{next(_numbers)}"
         marked = f"{MARK}={mark}".encode()
         process = starter.start(
@@ -223,12 +227,13 @@ def _run(
             cwd=cwd,
             output=subprocess.PIPE,
             pass_fds=program.pass_fds,
+            errors=errors,
         )
         with process:
             try:
                 if step is not None:
                     cancellation.reach(step)
-                finished, output = _read(process, wake, timeout_s, cancellation.now, heard)
+                finished, output = _read(process, wake, timeout_s, cancellation.now, heard, said)
             except BaseException:
                 _kill(process, marked, cancellation.now, leftovers)
                 raise
@@ -398,26 +403,33 @@ def _read(
     timeout_s: float,
     now: Callable[[], float],
     heard: Callable[[bytes], None] | None = None,
+    said: Callable[[bytes], None] | None = None,
 ) -> tuple[bool, bytes]:
     """Read until all writers are gone (True), or until woken or out of time (False)."""
     assert process.stdout is not None  # noqa: S101 - it was made with a pipe
     pipe = process.stdout.fileno()
+    opened = {pipe} if said is None or process.stderr is None else {pipe, process.stderr.fileno()}
     poll = select.poll()
-    poll.register(pipe, select.POLLIN)
+    for descriptor in opened:
+        poll.register(descriptor, select.POLLIN)
     if wake is not None:
         poll.register(wake.descriptor, select.POLLIN)
     deadline = now() + timeout_s
     output = b""
-    while (left_s := deadline - now()) > 0:
+    while opened and (left_s := deadline - now()) > 0:
         ready = {descriptor for descriptor, _ in poll.poll(left_s * 1000)}
         if wake is not None and wake.descriptor in ready:
             return False, output
-        if pipe in ready:
-            data = os.read(pipe, _CHUNK)
+        for descriptor in opened & ready:
+            data = os.read(descriptor, _CHUNK)
             if not data:
-                return True, output
-            output = (output + data)[-2 * MAX_OUTPUT :]
-            if heard is not None:
-                heard(data)
-                deadline = now() + timeout_s
-    return False, output
+                poll.unregister(descriptor)
+                opened.discard(descriptor)
+            elif descriptor == pipe:
+                output = (output + data)[-2 * MAX_OUTPUT :]
+                if heard is not None:
+                    heard(data)
+                    deadline = now() + timeout_s
+            elif said is not None:
+                said(data)
+    return not opened, output

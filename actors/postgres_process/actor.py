@@ -20,8 +20,9 @@ from ...messages.postgres import (
     SettleConfiguration,
     StartPostgres,
     StopPostgres,
+    SyncSafekeepers,
 )
-from ...messages.settings import NodeSettings
+from ...messages.settings import NodeSettings, SourceName
 from ...messages.spec import ComputeSpec
 from ..kit.actor import Actor, Ref, Replier
 from ..kit.jobs import Cancellation, CancelledError, Job, OnFailure, describe
@@ -47,10 +48,15 @@ from .private import (
     Launched,
     LaunchFailed,
     NotReady,
+    NotSynced,
     PreparationFailed,
     Prepared,
+    QuorumSeen,
+    QuorumUnknown,
     RungDue,
     SpaceRefused,
+    SyncDue,
+    Synced,
 )
 from .state import Answer, Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Show, Tell, decide
 from .work import Work
@@ -78,14 +84,20 @@ PostgresMessage: TypeAlias = (
     | LaunchFailed
     | Launched
     | NotReady
+    | NotSynced
     | PreparationFailed
     | PreparePgdata
     | Prepared
+    | QuorumSeen
+    | QuorumUnknown
     | SettleConfiguration
     | RungDue
     | SpaceRefused
     | StartPostgres
     | StopPostgres
+    | SyncDue
+    | SyncSafekeepers
+    | Synced
 )
 
 CANCELLED: Final = "it was broken off"
@@ -99,7 +111,10 @@ class PostgresProcess(Actor[PostgresMessage]):
     max_jobs: ClassVar[int] = 8  # more than can ever be under way at once (see state.py)
 
     def __init__(self, settings: NodeSettings, supervisor: Ref[Any], port: Port) -> None:
-        self._state = ProcessState(start_timeout_s=settings.start_timeout_s)
+        self._state = ProcessState(
+            start_timeout_s=settings.start_timeout_s,
+            has_safekeepers=settings.source is SourceName.PAGESERVER,
+        )
         self._supervisor = supervisor
         self._port = port
         self._jobs: dict[Work, Job] = {}
@@ -152,6 +167,8 @@ class PostgresProcess(Actor[PostgresMessage]):
             Work.INSPECT: lambda cancellation: Inspected(port.inspect(cancellation)),
             Work.CHECK: lambda cancellation: Checked(port.check(_spec(begin), cancellation)),
             Work.COMPARE: lambda cancellation: Compared(port.compare(_spec(begin), cancellation)),
+            Work.QUORUM: lambda cancellation: QuorumSeen(port.check_safekeepers(_spec(begin), cancellation)),
+            Work.SYNC: partial(_sync, port, begin),
             Work.PREPARE: partial(_prepare, port, begin),
             Work.LOGS: _ended(Work.LOGS, partial(port.pump_logs, self._space_refused)),
             Work.LAUNCH: partial(_launch, port, begin),
@@ -179,8 +196,13 @@ def _spec(begin: Begin) -> ComputeSpec:
     return begin.spec
 
 
+def _sync(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
+    assert begin.limit_s is not None  # noqa: S101 - it never goes without
+    return Synced(port.sync_safekeepers(_spec(begin), begin.limit_s, cancellation))
+
+
 def _prepare(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
-    prepared = port.prepare(_spec(begin), cancellation)
+    prepared = port.prepare(_spec(begin), begin.start_lsn, cancellation)
     return Prepared(prepared.kept, prepared.stages)
 
 
@@ -243,6 +265,8 @@ _FAILED: Final[dict[Work, OnFailure]] = {
     Work.COMPARE: lambda error: Compared(
         CannotPlan(f"the settings cannot be compared: {_text(error)}", busy=isinstance(error, CancelledError))
     ),
+    Work.QUORUM: lambda error: QuorumUnknown(_text(error)),
+    Work.SYNC: lambda error: NotSynced(_text(error)),
     Work.PREPARE: lambda error: PreparationFailed(_text(error), isinstance(error, PassingError)),
     Work.LAUNCH: lambda error: LaunchFailed(_text(error)),
     Work.AWAIT_READY: _not_ready,

@@ -93,6 +93,8 @@ FOLLOWING: Final = ("primary_conninfo", "primary_slot_name", "hot_standby")
 """Settings of a replica that come from fields of the spec."""
 _STORAGE_FIELDS: Final = ("pageserver_connstring", "pageserver_connection_info", "safekeeper_connstrings")
 
+_HOST_AND_PORT: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?", re.ASCII)
+
 
 def not_built(spec: ComputeSpec) -> tuple[str | None, tuple[str, ...]]:
     """Return why the spec must be refused (or None), and warnings about what has no effect."""
@@ -180,6 +182,10 @@ def _safekeeper_problem(safekeepers: tuple[str, ...]) -> str | None:
     for one, next_one in pairwise(ordered):
         if one == next_one:
             return f"duplicate entry in safekeeper_connstrings: {mask_credentials(one)}!"
+    for number, name in enumerate(safekeepers, start=1):
+        found = _HOST_AND_PORT.fullmatch(name)
+        if found is None or not 0 < int(found[1] or 1) < 2**16:
+            return f"safekeeper_connstrings: entry {number} is not of the form host:port"
     return None
 
 

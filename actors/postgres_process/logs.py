@@ -95,7 +95,7 @@ class Pump:
     """Reads one pipe until its end and hands each message to the log; one for each postmaster."""
 
     def __init__(self, emit: Callable[[str], None] | None = None) -> None:
-        self._emit = emit or _log
+        self._emit = emit or show
         self._given = threading.Condition()
         self._pipe: int | None = None
         self._refused = False
@@ -190,5 +190,6 @@ def _read(pipe: int) -> bytes:
     return os.read(pipe, _CHUNK)
 
 
-def _log(message: str) -> None:
+def show(message: str) -> None:
+    """Write a message of Postgres into the log."""
     log.info("PG:%s", message)

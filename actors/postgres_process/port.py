@@ -83,9 +83,21 @@ class Port(Protocol):
         """Say how the settings of this spec differ from those of the running Postgres. Changes nothing."""
         ...
 
-    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> Preparation:
+    def check_safekeepers(self, spec: ComputeSpec, cancellation: Cancellation) -> int | None:
+        """Return the LSN at which a quorum of safekeepers agrees; None when they must be synced first."""
+        ...
+
+    def sync_safekeepers(self, spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int:
+        """Bring a quorum of safekeepers to the same place and return its LSN.
+
+        At the start in a folder of its own, once Postgres has been launched in PGDATA. Raises PostgresError.
+        """
+        ...
+
+    def prepare(self, spec: ComputeSpec, start_lsn: int, cancellation: Cancellation) -> Preparation:
         """Build a complete folder beside its place, or find the one to keep.
 
+        `start_lsn` is where a base backup begins; 0: at the latest there is.
         After an error or a cancellation nothing is left of what was begun. Raises PassingError where it is worth
         another attempt.
         """

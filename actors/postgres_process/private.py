@@ -40,6 +40,36 @@ class Compared(Message, frozen=True):
     outcome: ComparisonOutcome
 
 
+class QuorumSeen(Message, frozen=True):
+    """A quorum of safekeepers is at this place; None: they must be brought together first."""
+
+    lsn: int | None
+
+
+class QuorumUnknown(Message, frozen=True):
+    """The safekeepers could not be asked at all."""
+
+    error: str
+
+
+class Synced(Message, frozen=True):
+    """A quorum of safekeepers was brought to this place; 0: nothing was ever written."""
+
+    lsn: int
+
+
+class NotSynced(Message, frozen=True):
+    """The safekeepers were not brought together."""
+
+    error: str
+
+
+class SyncDue(Message, frozen=True):
+    """Time for another try of the preparation with that number."""
+
+    operation: int
+
+
 class Prepared(Message, frozen=True):
     """A complete PGDATA is there; `kept` when nothing had to be built."""
 
@@ -150,6 +180,10 @@ WORK_OF: Final[dict[type[Message], Work]] = {
     Checked: Work.CHECK,
     CheckRefused: Work.CHECK,
     Compared: Work.COMPARE,
+    QuorumSeen: Work.QUORUM,
+    QuorumUnknown: Work.QUORUM,
+    Synced: Work.SYNC,
+    NotSynced: Work.SYNC,
     Prepared: Work.PREPARE,
     PreparationFailed: Work.PREPARE,
     Launched: Work.LAUNCH,

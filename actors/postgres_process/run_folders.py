@@ -43,6 +43,11 @@ def plan_folder(pgdata: str, account: Account | None) -> str:
     return socket_folder(pgdata, account) + "-plan"
 
 
+def sync_folder(pgdata: str, account: Account | None) -> str:
+    """Return what stands in for PGDATA while there is none and the safekeepers are to be synced."""
+    return socket_folder(pgdata, account) + "-sync"
+
+
 def make_private(path: str, account: Account | None) -> None:
     """Make a folder that is ours alone; one that is there already must be. Raises PostgresError."""
     try:
@@ -103,7 +108,7 @@ def unlink_shared_memory(pgdata: str, target: str, account: Account | None) -> N
 
 def remove_left_behind(pgdata: str, account: Account | None, *, shared_memory: str = SHARED_MEMORY) -> None:
     """Remove the folders of a run that was killed; only while nothing works in this PGDATA."""
-    for folder_of in (socket_folder, check_folder, plan_folder):
+    for folder_of in (socket_folder, check_folder, plan_folder, sync_folder):
         remove_private(folder_of(pgdata, account), account)
     for target in sorted(Path(shared_memory).glob(f"{PREFIX}{_digest(pgdata)}-*")):
         unlink_shared_memory(pgdata, str(target), account)

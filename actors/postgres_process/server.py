@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import time
@@ -31,6 +32,8 @@ from ...postgres.conf import (
 )
 from ...postgres.connection import parse_connstr, run_async
 from ...postgres.hba import open_to_passwords, trusting
+from ...postgres.masking import mask_server_words
+from ...postgres.storage import StorageError
 from ...postgres.upstream import parse
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
@@ -40,7 +43,7 @@ from .control import read_state
 from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
 from .lock import FolderLock
-from .logs import Pump
+from .logs import Framer, Pump, show
 from .pgdata import MARKER, TOKEN, Foreign, Place, Seal, SetAside, Usable, Wish, judge, recovery
 from .port import (
     Exit,
@@ -61,6 +64,7 @@ from .run_folders import (
     remove_left_behind,
     remove_private,
     socket_folder,
+    sync_folder,
     unlink_shared_memory,
 )
 from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
@@ -74,6 +78,8 @@ SPACE_NEEDED: Final = 64 << 20
 PUMP_PATIENCE_S: Final = 5.0
 LAST_WORDS_S: Final = 0.3
 """How long the log may take to arrive after the process has gone."""
+LAST_SYNC_WORDS: Final = 3
+"""How many log messages of a sync that failed go into its error."""
 MAX_LAST_WORDS: Final = 400
 """Characters of each of the last log messages that go into an error."""
 
@@ -123,6 +129,8 @@ class Server(Port):
         """What a hot standby needs of the settings that its primary has."""
         self._built = False
         self._tamed: str | None = None
+        self._start_lsn = 0
+        """Where a base backup is to begin; 0: at the latest."""
         self._in_force: ComputeSpec | None = None
         """Whose configuration was written last."""
         self._clean_branch: str | None = None
@@ -415,10 +423,67 @@ class Server(Port):
         conf = Path(self._pgdata, "postgresql.conf")
         return conf.read_text(encoding="utf-8", errors="surrogateescape")
 
+    # --- Safekeepers
+
+    @override
+    def check_safekeepers(self, spec: ComputeSpec, cancellation: Cancellation) -> int | None:
+        from . import safekeepers
+
+        try:
+            verdict = run_async(
+                lambda: safekeepers.check(spec, self._settings.safekeeper_check_timeout_s), cancellation
+            )
+        except StorageError as error:
+            raise PostgresError(str(error)) from error
+        if isinstance(verdict, safekeepers.Agreed):
+            return verdict.lsn
+        log.warning("the safekeepers are to be synced: %s", verdict.why)
+        return None
+
+    @override
+    def sync_safekeepers(self, spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int:
+        if self._postmaster is not None:
+            return self._sync_in(self._pgdata, spec, limit_s, cancellation)
+        scratch = sync_folder(self._pgdata, self._account)
+        remove_private(scratch, self._account)
+        make_private(scratch, self._account)
+        try:
+            for name, text in (("postgresql.conf", self._render(spec).text), (OVERRIDE_FILE, "")):
+                folder.write_file(f"{scratch}/{name}", text.encode(), account=self._account, sync=False)
+            return self._sync_in(scratch, spec, limit_s, cancellation)
+        finally:
+            remove_private(scratch, self._account)
+
+    def _sync_in(self, where: str, spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int:
+        from .safekeepers import read_lsn
+
+        framer = Framer()
+        last: deque[str] = deque(maxlen=LAST_SYNC_WORDS)
+
+        def hand_on(messages: list[str]) -> None:
+            for message in map(mask_server_words, messages):
+                last.append(message)
+                show(message)
+
+        result = run(
+            [self._binaries.postgres, "--sync-safekeepers"],
+            starter=self._starter,
+            env=environment(os.environ, storage_token=spec.storage_auth_token) | {"PGDATA": where},
+            cwd=where,
+            timeout_s=limit_s,
+            cancellation=cancellation,
+            leftovers=segments.of_servers,
+            said=lambda data: hand_on(framer.feed(data)),
+        )
+        hand_on(framer.finish())
+        code = None if result.code == 0 else launcher.describe_code(result.code)
+        return read_lsn(code, result.output, tuple(last))
+
     # --- Preparing
 
     @override
-    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> Preparation:
+    def prepare(self, spec: ComputeSpec, start_lsn: int, cancellation: Cancellation) -> Preparation:
+        self._start_lsn = start_lsn
         with self._blaming_the_disk():
             return self._prepare(spec, cancellation)
 

@@ -27,17 +27,22 @@ from ...messages.postgres import (
     PgdataInspected,
     PgdataPrepared,
     PgdataRefused,
+    PgdataStages,
     PostgresExited,
     PostgresReady,
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    SafekeepersSynced,
+    SafekeeperSyncFailed,
     SettleConfiguration,
     StartPostgres,
     StopPostgres,
     StopRung,
+    SyncSafekeepers,
 )
-from ...messages.spec import ComputeSpec
+from ...messages.spec import ComputeSpec, Mode
+from ...postgres.lsn import show_lsn
 from .disk import Area, Fullness, judge
 from .private import (
     WORK_OF,
@@ -59,10 +64,15 @@ from .private import (
     Launched,
     LaunchFailed,
     NotReady,
+    NotSynced,
     PreparationFailed,
     Prepared,
+    QuorumSeen,
+    QuorumUnknown,
     RungDue,
     SpaceRefused,
+    SyncDue,
+    Synced,
 )
 from .retries import RETRIES, pause_s
 from .stopping import next_rung, rungs
@@ -73,6 +83,10 @@ NOT_READY_BUDGET_S: Final = 6.0
 DISK_EVERY_S: Final = 5.0
 DISK_FULL_EVERY_S: Final = 1.0
 """How often the disk is looked at, and how often while it is full."""
+SYNC_PAUSES_S: Final = (0.0, 1.1, 1.1**2, 1.1**3, 1.1**4)
+"""Before each further try to bring the safekeepers together at the start (`startup-and-spec` reference, 10.3)."""
+SYNC_LIMIT_S: Final = 600.0
+"""Of one try: without a quorum the program waits for ever."""
 RECOVERING_DETAIL: Final = (
     "Postgres was not shut down in order, or is a copy of a running one, and replays its log"
 )
@@ -103,6 +117,7 @@ TAKEN_IN: Final[dict[type[Message], frozenset[Phase]]] = {
     InstallConfiguration: frozenset({Phase.RUNNING}),
     SettleConfiguration: frozenset({Phase.RUNNING}),
     StopPostgres: frozenset(Phase),
+    SyncSafekeepers: frozenset({Phase.GONE}),
 }
 """In which phases each command is taken; in the others it is refused at once, by its own failure message."""
 
@@ -117,13 +132,15 @@ class Tell(msgspec.Struct, frozen=True):
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """Begin a piece of work; `limit_s` is for the wait for readiness alone."""
+    """Begin a piece of work; `limit_s` is for the wait for readiness and the sync of safekeepers alone."""
 
     work: Work
     spec: ComputeSpec | None = None
     limit_s: float | None = None
     subscribers: bool = False
     """For the settling alone."""
+    start_lsn: int = 0
+    """For the preparation alone."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -183,6 +200,8 @@ class ProcessState(msgspec.Struct, frozen=True):
     """All that the actor remembers."""
 
     start_timeout_s: float
+    has_safekeepers: bool = False
+    """The source is Neon's storage: a Primary begins where its safekeepers end."""
     phase: Phase = Phase.IDLE
     work: frozenset[Work] = frozenset()
     pid: int | None = None
@@ -193,6 +212,14 @@ class ProcessState(msgspec.Struct, frozen=True):
     preparing: ComputeSpec | None = None
     """What the preparation under way is for."""
     attempt: int = 0
+    start_lsn: int = 0
+    """Where it begins; 0: at the latest."""
+    sync_began_s: float = 0.0
+    sync_tries: int = 0
+    syncs_at_end: bool = False
+    """The sync of safekeepers under way is that after the end of Postgres."""
+    stages: PgdataStages = PgdataStages()
+    """What of the preparation was measured here."""
     check_operation: int = 0
     install_operation: int = 0
     kept: bool = False
@@ -248,9 +275,10 @@ class _Turn:
         limit_s: float | None = None,
         *,
         subscribers: bool = False,
+        start_lsn: int = 0,
     ) -> None:
         self.set(work=self.state.work | {work})
-        self.effects.append(Begin(work, spec, limit_s, subscribers))
+        self.effects.append(Begin(work, spec, limit_s, subscribers, start_lsn))
 
     def cancel(self, *kinds: Work) -> None:
         self.effects += [Cancel(work) for work in kinds if work in self.state.work]
@@ -276,6 +304,8 @@ class _Turn:
             case InstallConfiguration(operation):
                 text = f"the configuration cannot be installed: {reason}"
                 self.tell(ConfigurationInstallFailed(operation, text))
+            case SyncSafekeepers():
+                self.tell(SafekeeperSyncFailed(f"the safekeepers cannot be synced: {reason}"))
             case SettleConfiguration():
                 pass  # what does not run has nothing to be settled
             case _:
@@ -292,13 +322,19 @@ class _Turn:
             case CompareSettings() | Compared():
                 self.compare(message)
             case PreparePgdata(operation, spec):
-                self.set(phase=Phase.PREPARING, operation=operation, began_s=self.now_s)
-                self.set(preparing=spec, attempt=1)
-                self.begin(Work.PREPARE, spec)
+                self.prepare(operation, spec)
             case AttemptDue(operation, attempt):
                 if self.state.phase is Phase.PREPARING and operation == self.state.operation:
-                    self.set(attempt=attempt)
-                    self.begin(Work.PREPARE, self.state.preparing)
+                    self.attempt(attempt)
+            case QuorumSeen() | QuorumUnknown():
+                self.quorum_seen(message)
+            case SyncSafekeepers(spec, budget_s):
+                self.sync_at_end(spec, budget_s)
+            case Synced() | NotSynced():
+                self.synced(message)
+            case SyncDue(operation):
+                if self.state.phase is Phase.PREPARING and operation == self.state.operation:
+                    self.sync()
             case StartPostgres(operation, spec):
                 self.set(phase=Phase.STARTING, operation=operation, began_s=self.now_s)
                 self.begin(Work.LOGS)
@@ -352,13 +388,34 @@ class _Turn:
             self.set(phase=phase, tidied=phase is Phase.GONE)
             self.tell(outcome)
 
+    def prepare(self, operation: int, spec: ComputeSpec) -> None:
+        self.set(phase=Phase.PREPARING, operation=operation, preparing=spec)
+        self.set(sync_tries=0, sync_began_s=self.now_s, stages=PgdataStages())
+        if self.state.has_safekeepers and spec.compute_mode is Mode.PRIMARY:
+            self.begin(Work.QUORUM, spec)
+        else:
+            self.prepare_from(0)
+
+    def prepare_from(self, lsn: int) -> None:
+        self.set(began_s=self.now_s, start_lsn=lsn)
+        self.attempt(1)
+
+    def attempt(self, number: int) -> None:
+        self.set(attempt=number)
+        self.begin(Work.PREPARE, self.state.preparing, start_lsn=self.state.start_lsn)
+
     def prepared(self, outcome: Prepared | PreparationFailed) -> None:
         if self.state.phase is not Phase.PREPARING:
             return
-        operation = self.state.operation
+        operation, before = self.state.operation, self.state.stages
         match outcome:
             case Prepared(kept, stages):
                 self.set(phase=Phase.PREPARED, kept=kept, preparing=None)
+                stages = msgspec.structs.replace(
+                    stages,
+                    sync_sk_check_ms=before.sync_sk_check_ms,
+                    sync_safekeepers_ms=before.sync_safekeepers_ms,
+                )
                 self.tell(PgdataPrepared(operation, kept, self.took_ms, stages))
             case PreparationFailed(error, passing):
                 self.preparation_failed(error, passing=passing)
@@ -374,6 +431,62 @@ class _Turn:
         tried = f" (after {attempt} attempts)" if attempt > 1 else ""
         self.set(phase=Phase.INSPECTED, preparing=None)
         self.tell(PgdataFailed(operation, f"{error}{tried}"))
+
+    # --- Safekeepers
+
+    @property
+    def sync_took_ms(self) -> int:
+        return round((self.now_s - self.state.sync_began_s) * 1000)
+
+    def quorum_seen(self, outcome: QuorumSeen | QuorumUnknown) -> None:
+        if self.state.phase is not Phase.PREPARING:
+            return
+        took_ms = self.sync_took_ms
+        self.set(stages=msgspec.structs.replace(self.state.stages, sync_sk_check_ms=took_ms))
+        match outcome:
+            case QuorumSeen(None):
+                self.sync()
+            case QuorumSeen(int(lsn)):
+                text = f"the safekeepers are synced at LSN {show_lsn(lsn)} already"
+                self.effects.append(Log(logging.INFO, text))
+                self.prepare_from(lsn)
+            case QuorumUnknown(error):
+                self.preparation_failed(error, passing=False)
+
+    def sync(self) -> None:
+        self.set(sync_began_s=self.now_s, sync_tries=self.state.sync_tries + 1)
+        self.begin(Work.SYNC, self.state.preparing, limit_s=SYNC_LIMIT_S)
+
+    def sync_at_end(self, spec: ComputeSpec, budget_s: float) -> None:
+        if Work.SYNC in self.state.work:
+            self.tell(SafekeeperSyncFailed("the safekeepers are being synced already"))
+            return
+        self.set(sync_began_s=self.now_s, syncs_at_end=True)
+        self.begin(Work.SYNC, spec, limit_s=budget_s)
+
+    def synced(self, outcome: Synced | NotSynced) -> None:
+        at_end = self.state.syncs_at_end
+        self.set(syncs_at_end=False)
+        match outcome:
+            case Synced(lsn) if at_end:
+                self.tell(SafekeepersSynced(show_lsn(lsn), self.sync_took_ms))
+            case NotSynced(error) if at_end:
+                self.tell(SafekeeperSyncFailed(error))
+            case _ if self.state.phase is not Phase.PREPARING:
+                pass
+            case Synced(lsn):
+                took_ms = self.sync_took_ms
+                self.set(stages=msgspec.structs.replace(self.state.stages, sync_safekeepers_ms=took_ms))
+                text = f"synced safekeepers at LSN {show_lsn(lsn)} in {took_ms} ms"
+                self.effects.append(Log(logging.INFO, text))
+                self.prepare_from(lsn)
+            case NotSynced(error) if self.state.sync_tries <= len(SYNC_PAUSES_S):
+                self.effects.append(Log(logging.WARNING, f"the safekeepers are not synced: {error}"))
+                after_s = SYNC_PAUSES_S[self.state.sync_tries - 1]
+                self.effects.append(Remind(after_s, SyncDue(self.state.operation)))
+            case NotSynced(error):
+                text = f"failed to sync safekeepers, {self.state.sync_tries} times; the last time: {error}"
+                self.preparation_failed(text, passing=False)
 
     # --- Configurations
 

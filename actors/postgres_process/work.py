@@ -8,6 +8,8 @@ class Work(Enum):
 
     INSPECT = "inspect PGDATA"
     CHECK = "check the configuration"
+    QUORUM = "ask the safekeepers where the log ends"
+    SYNC = "sync the safekeepers"
     PREPARE = "prepare PGDATA"
     LOGS = "read the log of Postgres"
     LAUNCH = "launch Postgres"
@@ -27,6 +29,8 @@ ENDED_BY_A_STOP = frozenset(
         Work.INSPECT,
         Work.CHECK,
         Work.COMPARE,
+        Work.QUORUM,
+        Work.SYNC,
         Work.PREPARE,
         Work.LAUNCH,
         Work.AWAIT_READY,

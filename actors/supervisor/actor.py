@@ -43,6 +43,8 @@ from ...messages.postgres import (
     PostgresReady,
     PostgresStartFailed,
     PostgresStopped,
+    SafekeepersSynced,
+    SafekeeperSyncFailed,
 )
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from ...messages.settings import NodeSettings
@@ -59,6 +61,7 @@ from .private import (
     HeadStartEnded,
     LingerEnded,
     StopOverdue,
+    SyncOverdue,
 )
 from .state import NodeState, node_status, readiness
 from .turn import Moment
@@ -98,12 +101,15 @@ SupervisorMessage: TypeAlias = (
     | PostgresStartFailed
     | PostgresStopped
     | RereadConfiguration
+    | SafekeeperSyncFailed
+    | SafekeepersSynced
     | ServingFailed
     | ServingStarted
     | ServingStopped
     | SignalReceived
     | SpecApplied
     | StopOverdue
+    | SyncOverdue
     | Terminate
 )
 

@@ -32,6 +32,8 @@ from ...messages.postgres import (
     PostgresReady,
     PostgresStartFailed,
     PostgresStopped,
+    SafekeepersSynced,
+    SafekeeperSyncFailed,
 )
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from . import configuring, ending, serving
@@ -43,6 +45,7 @@ from .private import (
     HeadStartEnded,
     LingerEnded,
     StopOverdue,
+    SyncOverdue,
 )
 from .state import NodeState
 from .turn import Decision, Moment, Turn
@@ -104,12 +107,15 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     PostgresStartFailed: configuring.postgres_start_failed,
     PostgresStopped: ending.postgres_stopped,
     RereadConfiguration: configuring.reread_configuration,
+    SafekeeperSyncFailed: ending.safekeeper_sync_failed,
+    SafekeepersSynced: ending.safekeepers_synced,
     ServingFailed: serving.serving_failed,
     ServingStarted: serving.serving_started,
     ServingStopped: serving.serving_stopped,
     SignalReceived: ending.signal_received,
     SpecApplied: configuring.spec_applied,
     StopOverdue: ending.stop_overdue,
+    SyncOverdue: ending.sync_overdue,
     Terminate: ending.terminate,
 }
 """Every message that changes something; the requests that only read are answered by the actor."""

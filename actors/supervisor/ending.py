@@ -20,9 +20,12 @@ from ...messages.lifecycle import (
 from ...messages.postgres import (
     PostgresExited,
     PostgresStopped,
+    SafekeepersSynced,
+    SafekeeperSyncFailed,
     StopPostgres,
     StopRung,
 )
+from . import syncing
 from .effects import (
     CONFIGURATOR,
     HTTP,
@@ -30,8 +33,8 @@ from .effects import (
     Never,
 )
 from .lifecycle import Event
-from .private import CheckpointOverdue, ConfigurationGraceEnded, StopOverdue
-from .state import Cause, Phase, Step
+from .private import CheckpointOverdue, ConfigurationGraceEnded, StopOverdue, SyncOverdue
+from .state import Cause, Ending, Phase, Step
 from .turn import LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S, Turn
 
 
@@ -73,7 +76,7 @@ def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
     if closing and not turn.state.tidied:
         turn.answer(waiters, TerminateFailed(turn.state.error or "Postgres was given up"))
     elif status is Status.TERMINATED or closing:
-        turn.answer(waiters, Terminated(lsn=None, repeated=status is Status.TERMINATED))
+        turn.answer(waiters, Terminated(turn.state.synced_lsn, repeated=status is Status.TERMINATED))
         if turn.state.phase is Phase.LINGERING:
             turn.close()
     elif ending is not None:
@@ -98,7 +101,9 @@ def signal_received(turn: Turn, message: SignalReceived, _: int | None) -> None:
         turn.terminate(Cause.SIGNAL, immediate=False, signals=1)
     elif ending is not None and turn.state.phase is Phase.UP:
         turn.set(ending=replace(ending, cause=Cause.SIGNAL, signals=ending.signals + 1))
-        if ending.has_duties:
+        if syncing.given_up(turn, f"{message.signal} broke it off"):
+            everything_stopped(turn, turn.state.ending)
+        elif ending.has_duties:
             turn.end_duties()
         elif ending.signals >= 1 and ending.queued:
             configuration_grace_ended(turn, ConfigurationGraceEnded(), None)
@@ -130,6 +135,7 @@ def configuration_grace_ended(turn: Turn, _: ConfigurationGraceEnded, __: int | 
 
 def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> None:
     turn.effects.append(Never(StopOverdue))
+    was_up = turn.state.postgres_up
     turn.set(postgres_up=False, raised=(), tidied=True)
     ending = turn.state.ending
     if message.rung is StopRung.KILL:
@@ -153,15 +159,34 @@ def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> Non
     if ending is None or ending.queued:
         turn.log(logging.WARNING, "Postgres was reported stopped although nobody had asked for it")
         return
+    if not was_up or not syncing.begin(turn):
+        everything_stopped(turn, ending)
+
+
+def safekeepers_synced(turn: Turn, message: SafekeepersSynced, _: int | None) -> None:
+    if syncing.synced(turn, message):
+        everything_stopped(turn, turn.state.ending)
+
+
+def safekeeper_sync_failed(turn: Turn, message: SafekeeperSyncFailed, _: int | None) -> None:
+    if syncing.given_up(turn, message.error):
+        everything_stopped(turn, turn.state.ending)
+
+
+def sync_overdue(turn: Turn, _: SyncOverdue, __: int | None) -> None:
+    if syncing.given_up(turn, "it was not reported over in time"):
+        everything_stopped(turn, turn.state.ending)
+
+
+def everything_stopped(turn: Turn, ending: Ending | None) -> None:
+    """Answer those who wait for the end of Postgres, and let the node linger as it should."""
+    assert ending is not None  # noqa: S101 - callers have looked
+    turn.move(Event.STOPPED_BROKEN if ending.cause is Cause.FAILURE else Event.STOPPED)
+    turn.answer(ending.waiters, Terminated(turn.state.synced_lsn))
+    turn.set(ending=replace(ending, waiters=()))
     if ending.cause is Cause.FAILURE:
-        turn.move(Event.STOPPED_BROKEN)
-        turn.answer(ending.waiters, Terminated(lsn=None))
-        turn.set(ending=replace(ending, waiters=()))
         turn.linger(0 if ending.immediate else LINGER_LOST_S)
         return
-    turn.move(Event.STOPPED)
-    turn.answer(ending.waiters, Terminated(lsn=None))
-    turn.set(ending=replace(ending, waiters=()))
     if ending.cause is Cause.REQUEST:
         turn.linger(LINGER_IMMEDIATE_S if ending.immediate or ending.failed_before else LINGER_FAST_S)
     else:

@@ -20,6 +20,10 @@ class StopOverdue(Message, frozen=True):
     """Postgres should have been reported gone by now."""
 
 
+class SyncOverdue(Message, frozen=True):
+    """The sync of safekeepers after the end of Postgres should have been reported over by now."""
+
+
 class LingerEnded(Message, frozen=True):
     """The control plane has had its time to read the status."""
 

@@ -72,6 +72,8 @@ class Ending(msgspec.Struct, frozen=True):
     """A checkpoint is being written, while Postgres still serves; the stop comes after it."""
     offloading: bool = False
     """The state of the cache is being saved, while Postgres still serves; the stop comes after it."""
+    syncing: bool = False
+    """Postgres is gone, and the safekeepers are being synced."""
     failed_before: bool = False
     """The node had failed already: there is nothing more to read, so it lingers no longer than needed."""
 
@@ -105,6 +107,8 @@ class NodeState(msgspec.Struct, frozen=True):
     postgres_up: bool = False
     tidied: bool = False
     """The PostgresProcess has said that nothing is left of Postgres."""
+    synced_lsn: str | None = None
+    """Where a quorum of safekeepers stands after the end of Postgres."""
     operation: int = 0
     attempt: Attempt | None = None
     ending: Ending | None = None

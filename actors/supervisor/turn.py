@@ -333,7 +333,7 @@ class Turn:
         self.end_attempt(ConfigureFailed(self.state.error or "the node has ended"))
         ending = self.state.ending
         if ending is not None and ending.waiters:
-            self.answer(ending.waiters, Terminated(lsn=None))
+            self.answer(ending.waiters, Terminated(self.state.synced_lsn))
             self.set(ending=replace(ending, waiters=()))
         self.set(phase=Phase.OVER)
         report = self.exit_report()

@@ -5,6 +5,7 @@ the simulation. `left` says what a stop would have left behind.
 """
 
 import errno
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,6 +35,13 @@ class Faults:
     """With this exit code."""
     conf_refused: str | None = None
     compare_takes_s: float = 0.0
+    agreed_lsn: int | None = 7
+    """What a quorum of safekeepers says; None: they do not agree."""
+    quorum_takes_s: float = 0.0
+    synced_lsn: int = 9
+    sync_takes_s: float = 0.0
+    syncs_that_fail: int = 0
+    """So many of the next ones."""
     initdb_fails: str | None = None
     initdb_takes_s: float = 0.0
     passing_failures: int = 0
@@ -86,6 +94,8 @@ class FakeServer(Port):
     """The folders for sockets and shared memory."""
     signals: list[tuple[float, StopRung]] = field(default_factory=list)
     settled: list[tuple[ComputeSpec, bool]] = field(default_factory=list)
+    start_lsns: list[int] = field(default_factory=list)
+    """From where each folder was made."""
     begun: list[str] = field(default_factory=list)
     cores_reported: int = 0
     _since: dict[str, float] = field(default_factory=dict)
@@ -124,9 +134,32 @@ class FakeServer(Port):
         return SettingsCompared(refused=self.faults.conf_refused)
 
     @override
-    def prepare(self, spec: ComputeSpec, cancellation: Cancellation) -> Preparation:
+    def check_safekeepers(self, spec: ComputeSpec, cancellation: Cancellation) -> int | None:
+        self._take("quorum", self.faults.quorum_takes_s, cancellation)
+        return self.faults.agreed_lsn
+
+    @override
+    def sync_safekeepers(self, spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int:
+        assert not self.alive, "the safekeepers are synced beside a living postmaster"
+        self.building = not self.launched
+        try:
+            self._take("sync", self.faults.sync_takes_s, cancellation, limit_s)
+        except (CancelledError, PostgresError):
+            self.building = False
+            raise
+        self.building = False
+        if self.faults.syncs_that_fail:
+            self.faults.syncs_that_fail -= 1
+            msg = "no quorum"
+            raise PostgresError(msg)
+        return self.faults.synced_lsn
+
+    @override
+    def prepare(self, spec: ComputeSpec, start_lsn: int, cancellation: Cancellation) -> Preparation:
         if self.kind is PgdataKind.OURS_COMPLETE:
             return Preparation(kept=True)
+        if "initdb" not in self._since:
+            self.start_lsns.append(start_lsn)
         self.building = True
         try:
             self._take("initdb", self.faults.initdb_takes_s, cancellation)
@@ -238,14 +271,21 @@ class FakeServer(Port):
 
     # --- Its own
 
-    def _take(self, what: str, seconds: float, cancellation: Cancellation) -> None:
+    def _take(self, what: str, seconds: float, cancellation: Cancellation, limit_s: float = math.inf) -> None:
         if what not in self._since:
             self.begun.append(what)
         began = self._since.setdefault(what, self.clock.now())
-        cancellation.check()
-        if self.clock.now() < began + seconds:
+        try:
+            cancellation.check()
+        except CancelledError:
+            del self._since[what]
+            raise
+        if self.clock.now() < began + min(seconds, limit_s):
             raise Blocked
         del self._since[what]
+        if seconds > limit_s:
+            msg = f"it had not ended after {limit_s:g} s"
+            raise PostgresError(msg)
 
     def _pass_time(self) -> None:
         if self._ends_at is not None and self.clock.now() >= self._ends_at:

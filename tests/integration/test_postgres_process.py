@@ -468,7 +468,7 @@ os.setgroups([])
 os.setgid(int(sys.argv[4]))
 os.setuid(int(sys.argv[4]))
 server.inspect(Cancellation())
-server.prepare(a_spec(), Cancellation())
+server.prepare(a_spec(), 0, Cancellation())
 """
 
 
@@ -756,7 +756,7 @@ settings = NodeSettings(
 )
 server = Server(settings, binaries, resolve_account(), Sink())
 server.inspect(Cancellation())
-server.prepare(fast_spec(), Cancellation())
+server.prepare(fast_spec(), 0, Cancellation())
 print("prepared", flush=True)
 threading.Event().wait()
 """

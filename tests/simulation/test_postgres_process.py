@@ -2,16 +2,19 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from compute_node.actors.kit.actor import Actor, Ref
 from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.actors.postgres_process import state
 from compute_node.actors.postgres_process.actor import CANCELLED, PostgresProcess
 from compute_node.actors.postgres_process.disk import FULL_BYTES, HOLD_S, ROOM_BYTES
 from compute_node.actors.postgres_process.state import (
     DISK_EVERY_S,
     DISK_FULL_EVERY_S,
+    SYNC_PAUSES_S,
     TAKEN_IN,
     Phase,
 )
@@ -37,11 +40,16 @@ from compute_node.messages.postgres import (
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    SafekeepersSynced,
+    SafekeeperSyncFailed,
     SettleConfiguration,
     StartPostgres,
     StopPostgres,
     StopRung,
+    SyncSafekeepers,
 )
+from compute_node.messages.settings import SourceName
+from compute_node.messages.spec import StaticMode
 from typing_extensions import override
 
 from doubles.postgres_server import FakeServer, Faults
@@ -101,13 +109,23 @@ class Starter(Actor[Message]):
 class World:
     """One simulated PostgresProcess."""
 
-    def __init__(self, seed: int, faults: Faults | None = None, *, starts: bool = True, **fake: Any) -> None:
+    def __init__(
+        self,
+        seed: int,
+        faults: Faults | None = None,
+        *,
+        starts: bool = True,
+        source: SourceName = SourceName.INITDB,
+        **fake: Any,
+    ) -> None:
         self.runtime = SimulatedRuntime(seed)
         self.server = FakeServer(self.runtime.clock, faults or Faults(), **fake)
         self.starter = Starter(starts=starts)
         self.runtime.spawn("supervisor", self.starter)
         self.actor = PostgresProcess(
-            settings(start_timeout_s=START_TIMEOUT_S), self.runtime.ref("supervisor"), self.server
+            settings(start_timeout_s=START_TIMEOUT_S, source=source),
+            self.runtime.ref("supervisor"),
+            self.server,
         )
         self.postgres: Ref[Any] = self.runtime.spawn("postgres", self.actor)
         self.starter.meet(self.postgres)
@@ -294,6 +312,7 @@ REFUSALS: dict[type[Message], tuple[Message, type[Message]]] = {
     PreparePgdata: (PreparePgdata(9, SPEC), PgdataFailed),
     StartPostgres: (StartPostgres(9, SPEC), PostgresStartFailed),
     InstallConfiguration: (InstallConfiguration(9, SPEC), ConfigurationInstallFailed),
+    SyncSafekeepers: (SyncSafekeepers(SPEC, 5.0), SafekeeperSyncFailed),
 }
 
 
@@ -667,3 +686,129 @@ def test_a_postgres_that_goes_away_ends_a_comparison_with_an_answer() -> None:
     world.until(PostgresExited)
     world.rest(1.0)
     assert isinstance(pending.get(0), CannotPlan)
+
+
+# --- Safekeepers -------------------------------------------------------------------------------------------
+
+
+def stored(faults: Faults, seed: int = 1, **options: Any) -> World:
+    """A world whose data is in Neon's storage."""
+    return World(seed, faults, source=SourceName.PAGESERVER, **options)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_a_quorum_agrees_on_is_where_the_folder_begins(seed: int) -> None:
+    world = stored(Faults(agreed_lsn=0x16ABCDE, quorum_takes_s=0.1, initdb_takes_s=0.5), seed).start()
+    assert world.server.start_lsns == [0x16ABCDE]
+    (prepared,) = world.told(PgdataPrepared)
+    assert prepared.stages.sync_sk_check_ms >= 100
+    assert prepared.stages.sync_safekeepers_ms == 0
+    assert prepared.took_ms >= 500
+    assert "sync" not in world.server.begun
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_safekeepers_that_do_not_agree_are_synced_first(seed: int) -> None:
+    world = stored(Faults(agreed_lsn=None, synced_lsn=9, sync_takes_s=2.0), seed).start()
+    assert world.server.start_lsns == [9]
+    (prepared,) = world.told(PgdataPrepared)
+    assert prepared.stages.sync_safekeepers_ms >= 2000
+    assert prepared.took_ms < 1000
+
+
+@pytest.mark.parametrize("mode", ["Replica", StaticMode("0/1")], ids=["Replica", "Static"])
+def test_only_a_primary_asks_safekeepers(mode: str | StaticMode) -> None:
+    world = stored(Faults(), starts=False)
+    world.begin()
+    world.until(PgdataInspected)
+    world.postgres.tell(PreparePgdata(9, a_spec(mode=mode)))
+    world.until(PgdataPrepared)
+    assert "quorum" not in world.server.begun
+    assert world.server.start_lsns == [0]
+
+
+def test_a_local_cluster_asks_nobody() -> None:
+    assert World(1).start().server.begun == ["initdb", "launch"]
+
+
+@pytest.mark.parametrize("failures", range(len(SYNC_PAUSES_S) + 2))
+def test_a_sync_is_tried_again_five_times_after_the_documented_pauses(failures: int) -> None:
+    world = stored(Faults(agreed_lsn=None, syncs_that_fail=failures))
+    began = world.runtime.clock.now()
+    world.begin()
+    world.until(PgdataPrepared, PgdataFailed)
+    took_s = world.starter.times[-1] - began
+    assert sum(SYNC_PAUSES_S[:failures]) <= took_s < sum(SYNC_PAUSES_S[:failures]) + 0.5
+    if failures <= len(SYNC_PAUSES_S):
+        assert world.server.start_lsns == [9]
+    else:
+        (failed,) = world.told(PgdataFailed)
+        assert failed.error == "failed to sync safekeepers, 6 times; the last time: no quorum"
+        assert not world.server.building
+
+
+def test_a_sync_without_a_quorum_does_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "SYNC_LIMIT_S", 2.0)
+    world = stored(Faults(agreed_lsn=None, sync_takes_s=1e9))
+    world.begin()
+    world.until(PgdataFailed)
+    assert "it had not ended after 2 s" in world.told(PgdataFailed)[0].error
+
+
+STORED_LIVES = {
+    "agreed": Faults(quorum_takes_s=0.5),
+    "synced": Faults(agreed_lsn=None, sync_takes_s=0.5, quorum_takes_s=0.1),
+    "synced at last": Faults(agreed_lsn=None, sync_takes_s=0.3, syncs_that_fail=3),
+    "never synced": Faults(agreed_lsn=None, sync_takes_s=1e9),
+}
+
+
+@pytest.mark.parametrize("life", STORED_LIVES)
+def test_a_stop_at_any_step_of_a_start_over_safekeepers_ends_it(life: str) -> None:
+    for stop_at in range(0, 90, 2):
+        world = stored(replace(STORED_LIVES[life]), stop_at)
+        world.begin()
+        for _ in range(stop_at):
+            world.runtime.step()
+        began = world.runtime.clock.now()
+        world.stop(5.0)
+        world.until(PostgresStopped)
+        assert world.starter.times[-1] - began < 1.0, stop_at
+        assert world.server.left == [], stop_at
+        told = len(world.starter.told)
+        world.rest(10.0)
+        assert len(world.starter.told) == told, f"something was told after the stop: {world.starter.told}"
+
+
+def gone(faults: Faults) -> World:
+    """A world whose Postgres was stopped in order."""
+    world = stored(faults).start()
+    world.stop()
+    world.until(PostgresStopped)
+    return world
+
+
+def test_after_the_end_of_postgres_the_safekeepers_are_synced_when_asked() -> None:
+    world = gone(Faults(sync_takes_s=2.0))
+    world.postgres.tell(SyncSafekeepers(SPEC, 5.0))
+    world.until(SafekeepersSynced)
+    assert [message.lsn for message in world.told(SafekeepersSynced)] == ["0/9"]
+    assert world.server.start_lsns == [7]
+
+
+def test_after_the_end_of_postgres_a_sync_is_tried_once_and_within_its_budget() -> None:
+    failing, hanging = gone(Faults(syncs_that_fail=1)), gone(Faults(sync_takes_s=1e9))
+    for world in (failing, hanging):
+        world.postgres.tell(SyncSafekeepers(SPEC, 5.0))
+        world.until(SafekeeperSyncFailed)
+    assert failing.told(SafekeeperSyncFailed) == [SafekeeperSyncFailed("no quorum")]
+    assert hanging.told(SafekeeperSyncFailed) == [SafekeeperSyncFailed("it had not ended after 5 s")]
+
+
+def test_a_second_order_to_sync_at_the_end_is_refused() -> None:
+    world = gone(Faults(sync_takes_s=2.0))
+    world.postgres.tell(SyncSafekeepers(SPEC, 5.0))
+    world.postgres.tell(SyncSafekeepers(SPEC, 5.0))
+    world.rest(5.0)
+    assert world.names()["SafekeepersSynced"] == 1
+    assert world.names()["SafekeeperSyncFailed"] == 1

@@ -31,6 +31,7 @@ from compute_node.actors.supervisor.private import (
     HeadStartEnded,
     LingerEnded,
     StopOverdue,
+    SyncOverdue,
 )
 from compute_node.actors.supervisor.state import Cause, NodeState, Phase, node_status, readiness
 from compute_node.actors.supervisor.turn import Decision, Moment
@@ -88,10 +89,13 @@ from compute_node.messages.postgres import (
     PostgresStartFailed,
     PostgresStopped,
     PreparePgdata,
+    SafekeepersSynced,
+    SafekeeperSyncFailed,
     SettleConfiguration,
     StartPostgres,
     StopPostgres,
     StopRung,
+    SyncSafekeepers,
 )
 from compute_node.messages.serving import (
     ServingFailed,
@@ -100,6 +104,7 @@ from compute_node.messages.serving import (
     StartServing,
     StopServing,
 )
+from compute_node.messages.settings import SourceName
 from compute_node.messages.spec import ComputeSpec, StaticMode
 
 from doubles.specs import a_spec, settings, with_role
@@ -119,6 +124,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
         InstallConfiguration,
         SettleConfiguration,
         StopPostgres,
+        SyncSafekeepers,
     ),
     CONFIGURATOR: (
         MakeReady,
@@ -1059,7 +1065,7 @@ def test_every_message_that_is_decided_is_handled_in_every_phase_without_an_exce
             "actor": MONITOR,
             "statements": 1,
         }
-        fields |= {"description": "d", "external_port": 1, "internal_port": 2}
+        fields |= {"lsn": "0/1", "description": "d", "external_port": 1, "internal_port": 2}
         samples[kind] = kind(**{name: fields[name] for name in kind.__struct_fields__ if name in fields})
     makers: list[Callable[[], Life]] = [Life, booted, partial(booted, a_spec()), running]
     makers.append(lambda: reconfiguring()[0])
@@ -1525,3 +1531,99 @@ def test_a_start_settles_the_configuration_when_it_has_succeeded_only() -> None:
     life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=1), PostgresReady(1, 42, 1))
     life.hear(ApplyFailed(1, "no"))
     assert not life.has_told(SettleConfiguration)
+
+
+# --- Safekeepers after the end -----------------------------------------------------------------------------
+
+STORED: dict[str, Any] = {"source": SourceName.PAGESERVER}
+
+
+def stopped(mode: ShutdownMode = FAST, spec: ComputeSpec | None = None) -> tuple[Life, int]:
+    """A node of Neon's storage that was terminated, and whose Postgres is gone; who waits for that."""
+    life = running(spec, **STORED)
+    waiter = life.hear(Terminate(mode))
+    life.now_s += 5
+    life.hear(PostgresStopped(StopRung.FAST))
+    return life, waiter
+
+
+def test_a_primary_of_neons_storage_syncs_its_safekeepers_before_anybody_is_told_that_it_has_ended() -> None:
+    life, waiter = stopped()
+    assert life.last(SyncSafekeepers) == SyncSafekeepers(a_spec(), 25 - 5 - 0.5)
+    assert life.reminder(SyncOverdue) == pytest.approx(20.5)
+    assert waiter not in life.answers
+    assert life.status() is Status.TERMINATION_PENDING_FAST
+    life.hear(SafekeepersSynced("0/28F10D8", 40))
+    assert life.answers[waiter] == Terminated("0/28F10D8")
+    assert life.status() is Status.TERMINATED
+    assert life.state.startup.sync_safekeepers_ms == 40
+    assert life.reminder(LingerEnded) == 30
+    again = life.hear(Terminate(FAST))
+    assert life.answers[again] == Terminated("0/28F10D8", repeated=True)
+
+
+def test_a_sync_that_fails_skips_nothing_of_the_rest() -> None:
+    life, waiter = stopped()
+    exit_waiter = life.hear(AwaitExit())
+    life.hear(SafekeeperSyncFailed("no quorum"))
+    assert life.answers[waiter] == Terminated(lsn=None)
+    assert life.status() is Status.TERMINATED
+    assert "not synced after the end of Postgres: no quorum" in (life.state.error or "")
+    life.hear(LingerEnded(), ServingStopped())
+    assert life.answers[exit_waiter].code == 0
+
+
+def test_a_sync_that_nobody_reports_on_is_given_up() -> None:
+    life, waiter = stopped()
+    life.hear(SyncOverdue())
+    assert life.answers[waiter] == Terminated(lsn=None)
+    life.hear(SafekeepersSynced("0/1", 1))
+    assert life.status() is Status.TERMINATED
+
+
+def test_a_signal_breaks_a_sync_off_and_the_node_ends() -> None:
+    life, waiter = stopped()
+    life.hear(SignalReceived("SIGTERM"))
+    assert life.answers[waiter] == Terminated(lsn=None)
+    assert life.has_told(StopServing)
+
+
+def test_whoever_comes_during_a_sync_joins_and_immediate_shortens_the_lingering() -> None:
+    life, first = stopped()
+    second = life.hear(Terminate(IMMEDIATE))
+    life.hear(SafekeepersSynced("0/1", 1))
+    assert life.answers[first] == life.answers[second] == Terminated("0/1")
+    assert life.reminder(LingerEnded) == pytest.approx(0.3)
+
+
+def test_a_signal_and_a_dead_actor_sync_too() -> None:
+    for end in (SignalReceived("SIGTERM"), ActorFailed(MONITOR, "KeyError")):
+        life = running(**STORED)
+        life.hear(end, PostgresStopped(StopRung.FAST))
+        assert life.has_told(SyncSafekeepers)
+        life.hear(SafekeepersSynced("0/1", 1))
+        assert life.status() in {Status.TERMINATED, Status.FAILED}
+
+
+def test_a_late_stop_leaves_the_sync_at_least_a_second() -> None:
+    life = running(**STORED)
+    life.hear(Terminate(FAST))
+    life.now_s += 60
+    life.hear(PostgresStopped(StopRung.KILL))
+    assert life.last(SyncSafekeepers).budget_s == 1
+
+
+@pytest.mark.parametrize("mode", ["Replica", StaticMode("0/1")], ids=["replica", "static"])
+def test_only_a_primary_syncs_at_its_end(mode: object) -> None:
+    life, waiter = stopped(spec=a_spec(mode=mode))
+    assert not life.has_told(SyncSafekeepers)
+    assert life.answers[waiter] == Terminated(lsn=None)
+
+
+def test_a_local_cluster_and_a_start_that_was_cancelled_have_nothing_to_sync() -> None:
+    local = running()
+    local.hear(Terminate(FAST), PostgresStopped(StopRung.FAST))
+    cancelled = booted(a_spec(), **STORED)
+    cancelled.hear(Terminate(FAST), PostgresStopped(StopRung.NOT_RUNNING))
+    assert not local.has_told(SyncSafekeepers)
+    assert not cancelled.has_told(SyncSafekeepers)

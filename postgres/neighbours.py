@@ -1,0 +1,132 @@
+"""How a pageserver or safekeeper is asked one thing: libpq without TLS, the simple protocol, one time limit.
+
+They speak the protocol of Postgres, and little else of it: no query can be cancelled, and a connection is only closed.
+"""
+
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ..messages.secret import Secret
+from .connection import LIBPQ_TIMEOUT_S, connect_once, find_addresses
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
+Rows: TypeAlias = tuple[tuple[str | None, ...], ...]
+
+USER: Final = "no_user"
+"""Whom Neon's connection strings name: who somebody is, the token says."""
+_POLL_S: Final = 0.1
+
+
+class NeighbourError(Exception):
+    """There was no answer; the message says why, and never repeats the connection string."""
+
+
+async def ask(
+    conninfo: Secret, query: str, *, token: Secret | None, limit_s: float, options: str | None = None
+) -> Rows:
+    """Connect, ask one query, and return the rows of its answer, within `limit_s` seconds in all.
+
+    The token stands in for a password of the connection string, `options` for its options. Raises NeighbourError.
+    """
+    import asyncio
+
+    from psycopg import OperationalError
+
+    keywords = _keywords(conninfo, token, options)
+    try:
+        async with asyncio.timeout(limit_s):
+            await _find(keywords)
+            connection = await connect_once(keywords)
+            try:
+                return await _query(connection.pgconn, query)
+            finally:
+                connection.pgconn.finish()
+    except TimeoutError:
+        msg = f"no answer within {limit_s:g} s"
+        raise NeighbourError(msg) from None
+    except OperationalError as error:
+        raise NeighbourError(" ".join(str(error).split())) from error
+
+
+def _keywords(conninfo: Secret, token: Secret | None, options: str | None) -> dict[str, Any]:
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        keywords: dict[str, Any] = {"user": USER} | conninfo_to_dict(conninfo.reveal())
+    except ProgrammingError:
+        msg = "its connection string is neither a URL nor keywords and values of libpq"
+        raise NeighbourError(msg) from None
+    if token is not None:
+        keywords["password"] = token.reveal()
+    if options is not None:
+        keywords["options"] = options
+    own = {"sslmode": "disable", "gssencmode": "disable", "connect_timeout": str(round(LIBPQ_TIMEOUT_S))}
+    return keywords | own
+
+
+async def _find(keywords: dict[str, Any]) -> None:
+    """Look the host up, on a thread of its own that nobody waits for: psycopg and asyncio would wait for theirs."""
+    import asyncio
+
+    host = str(keywords.get("host") or "localhost")
+    if "hostaddr" in keywords or "," in host or host.startswith("/"):
+        return
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[tuple[str, ...] | OSError] = loop.create_future()
+    port = int(keywords.get("port") or 5432)
+
+    def settle(result: tuple[str, ...] | OSError) -> None:
+        if not found.done():
+            found.set_result(result)
+
+    def look() -> None:
+        try:
+            result: tuple[str, ...] | OSError = find_addresses(host, port)
+        except OSError as error:
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result)
+
+    if _is_address(host):
+        settle((host,))
+    else:
+        threading.Thread(target=look, name="look-up", daemon=True).start()
+    result = await found
+    if isinstance(result, OSError):
+        msg = f"the host {host!r} cannot be found: {result.strerror or result}"
+        raise NeighbourError(msg) from result
+    keywords["host"], keywords["hostaddr"] = ",".join(host for _ in result), ",".join(result)
+
+
+def _is_address(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host)
+            return True
+    return False
+
+
+async def _query(pgconn: "PGconn", query: str) -> Rows:
+    """Ask below psycopg's own level, which on a time-out would first try to cancel the query in the server."""
+    from psycopg import OperationalError
+    from psycopg.generators import execute
+    from psycopg.pq import ExecStatus
+    from psycopg.waiting import wait_async
+
+    pgconn.send_query(query.encode())
+    results = await wait_async(execute(pgconn), pgconn.socket, interval=_POLL_S)
+    rows: list[tuple[str | None, ...]] = []
+    for result in results:
+        if result.status in {ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE, ExecStatus.NONFATAL_ERROR}:
+            raise OperationalError(result.get_error_message())
+        columns = range(result.nfields)
+        values = ([result.get_value(row, column) for column in columns] for row in range(result.ntuples))
+        rows += (
+            tuple(None if one is None else one.decode(errors="replace") for one in row) for row in values
+        )
+    return tuple(rows)
