@@ -21,7 +21,7 @@ from ..messages.metrics import UNKNOWN_FIELDS
 from ..messages.serving import REFUSAL_KEY
 from ..messages.unknown import unknown_parts
 from .auth import Authenticator
-from .body import decode_body, decode_query, read_body, too_large
+from .body import decode_body, decode_form, decode_query, is_form, read_body, too_large
 from .errors import ApiError, ErrorBody, escaped, lowered
 from .openapi import describe
 from .port import Node
@@ -38,6 +38,7 @@ from .routes import (
     metrics,
     plan,
     probes,
+    promote,
     schema,
     status,
     terminate,
@@ -53,6 +54,7 @@ EXTERNAL: Final[tuple[Route, ...]] = (
     *configure.ROUTES,
     *plan.ROUTES,
     *terminate.ROUTES,
+    *promote.ROUTES,
     *writability.ROUTES,
     *catalog.ROUTES,
     *schema.ROUTES,
@@ -231,6 +233,8 @@ class _Endpoint:
                 raise too_large(self._route.largest_body)
             return None
         body = read_body(request.bounded_stream, request.content_length, self._route.largest_body)
+        if self._route.form is not None and is_form(request.content_type):
+            return decode_form(body, self._route.form)
         typed, plain = decode_body(body, request.content_type, decoder)
         unknown = unknown_parts(plain, decoder.type)
         if unknown:

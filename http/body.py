@@ -15,6 +15,8 @@ NOT_JSON: Final = "failed to parse the request body as json"
 WRONG_SHAPE: Final = "failed to deserialize the json body into the target type"
 TOO_LARGE: Final = "failed to buffer the request body: length limit exceeded"
 BAD_QUERY: Final = "failed to deserialize query string"
+BAD_FORM: Final = "failed to deserialize form body"
+FORM: Final = "application/x-www-form-urlencoded"
 
 MAX_QUERY_FIELDS: Final = 64
 
@@ -65,17 +67,36 @@ def decode_body(
         raise ApiError(400, f"{NOT_JSON}: {lowered(str(error))}") from None
 
 
+def is_form(content_type: str | None) -> bool:
+    """Whether a body says that it is a form."""
+    return (content_type or "").partition(";")[0].strip().lower() == FORM
+
+
+def decode_form(body: bytes, kind: type[T]) -> T:
+    """Decode a form; unknown fields are ignored. Raises ApiError (422)."""
+    try:
+        return _fields(body.decode(), kind)
+    except ValueError as error:
+        raise ApiError(422, f"{BAD_FORM}: {lowered(str(error))}") from None
+
+
 def decode_query(query: str, kind: type[T]) -> T:
     """Decode a query string; unknown parameters are ignored. Raises ApiError (400)."""
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
-    values: dict[str, str] = {}
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
-        for name, value in pairs:
-            if name in values and name in known:
-                msg = f"duplicate field `{name}`"
-                raise ApiError(400, f"{BAD_QUERY}: {msg}")
-            values[name] = value
-        return msgspec.convert(values, kind, strict=False)
+        return _fields(query, kind)
     except ValueError as error:
         raise ApiError(400, f"{BAD_QUERY}: {lowered(str(error))}") from None
+
+
+def _fields(text: str, kind: type[T]) -> T:
+    """Read what a query and a form are alike in. Raises ValueError."""
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    values: dict[str, str] = {}
+    for name, value in parse_qsl(
+        text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
+    ):
+        if name in values and name in known:
+            msg = f"duplicate field `{name}`"
+            raise ValueError(msg)
+        values[name] = value
+    return msgspec.convert(values, kind, strict=False)

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from ..messages.base import schema_hook
+from .body import FORM
 from .errors import ErrorBody
 from .table import JSON, Route, Scope, Shape
 
@@ -79,6 +80,7 @@ def _kinds(routes: tuple[Route, ...]) -> list[Any]:
     for route in routes:
         found = [shape.kind for shape in responses(route).values()]
         found += [route.body.type] if route.body is not None else []
+        found += [route.form]
         found += [field.type for field in msgspec.structs.fields(route.query)] if route.query else []
         kinds += [kind for kind in found if kind is not None and kind not in kinds]
     return list(dict.fromkeys(kinds))
@@ -102,10 +104,10 @@ def _operation(route: Route, schema_of: Mapping[Any, dict[str, Any]]) -> dict[st
             for field in msgspec.structs.fields(route.query)
         ]
     if route.body is not None:
-        operation["requestBody"] = {
-            "required": True,
-            "content": {JSON: {"schema": schema_of[route.body.type]}},
-        }
+        content = {JSON: {"schema": schema_of[route.body.type]}}
+        if route.form is not None:
+            content[FORM] = {"schema": schema_of[route.form]}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 

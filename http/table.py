@@ -132,6 +132,8 @@ class Route:
     responses: Mapping[int, Shape]
     scope: Scope = Scope.TOKEN
     body: msgspec.json.Decoder[Any] | None = None
+    form: type[msgspec.Struct] | None = None
+    """What else the body may be: a form with these fields."""
     body_limit: int = SMALL_BODY
     query: type[msgspec.Struct] | None = None
     query_optional: bool = False

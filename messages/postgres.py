@@ -18,10 +18,14 @@ class InspectPgdata(Message, frozen=True):
 
 
 class CheckConfiguration(Message, frozen=True):
-    """Would Postgres take the configuration of this spec? Changes nothing."""
+    """Would Postgres take the configuration of this spec? Changes nothing.
+
+    `promoting`: it is that of the primary which the running replica is to become.
+    """
 
     operation: int
     spec: ComputeSpec
+    promoting: bool = False
 
 
 class PreparePgdata(Message, frozen=True):

@@ -57,6 +57,13 @@ def check_name(name: str, field: str) -> None:
         raise ValueError(msg)
 
 
+def check_lsn(text: str, field: str) -> None:
+    """Raise ValueError, which names the field, for what is not an LSN (two hexadecimal halves around a slash)."""
+    if _LSN.fullmatch(text.strip()) is None:
+        msg = f"{text[:80]!r} is not an LSN such as 0/169AD58 (field `{field}`)"
+        raise ValueError(msg)
+
+
 class GenericOption(msgspec.Struct, frozen=True):
     """A setting, or a clause of CREATE ROLE or CREATE DATABASE; vartype `string` means quoted."""
 

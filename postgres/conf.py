@@ -79,6 +79,8 @@ class ConfContext(msgspec.Struct, frozen=True):
     """What is preloaded beside the audit libraries where the spec names nothing; none on plain Postgres."""
     standby: Standby | None = None
     """For the source `upstream`, until the node is promoted."""
+    promoted: bool = False
+    """A replica of Neon's storage that is to be, or has become, a primary: what it commits waits for safekeepers."""
 
 
 class ConfText(msgspec.Struct, frozen=True):
@@ -140,7 +142,7 @@ def render(spec: ComputeSpec, context: ConfContext) -> ConfText:
             lines.fixed(text)
     for name in ("lc_messages", "lc_monetary", "lc_time", "lc_numeric"):
         lines.fixed(f"{name}='{LOCALE}'")
-    _add_mode(lines, spec)
+    _add_mode(lines, spec, promoted=context.promoted)
     if context.strict_overcommit:
         lines.fixed("dynamic_shared_memory_type = mmap")
     lines.quoted("neon.privileged_role_name", context.privileged_role_name, "--privileged-role-name")
@@ -327,10 +329,12 @@ def _add_pageservers(lines: _Lines, info: PageserverConnectionInfo) -> None:
     lines.quoted("neon.pageserver_connstring", ",".join(url.reveal() for url in urls), field)
 
 
-def _add_mode(lines: _Lines, spec: ComputeSpec) -> None:
+def _add_mode(lines: _Lines, spec: ComputeSpec, *, promoted: bool) -> None:
     lines.fixed(f"neon.compute_mode={spec.compute_mode.value}")
     if spec.compute_mode is not Mode.PRIMARY:
         lines.fixed("hot_standby=on")
+    if promoted:
+        lines.fixed("synchronous_standby_names='walproposer'")
     if isinstance(spec.mode, StaticMode):
         lines.fixed(f"recovery_target_lsn='{show_lsn(parse_lsn(spec.mode.static))}'")
 

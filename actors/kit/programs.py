@@ -193,6 +193,7 @@ def listen(
     heard: Callable[[bytes], None],
     *,
     starter: Starter,
+    cwd: str,
     silence_s: float,
     cancellation: Cancellation,
 ) -> Result:
@@ -200,7 +201,7 @@ def listen(
 
     It is killed when it has said nothing for `silence_s`.
     """
-    return _run(program, starter, silence_s, cancellation, heard=heard)
+    return _run(program, starter, silence_s, cancellation, cwd=cwd, heard=heard)
 
 
 def _run(  # noqa: PLR0913 - all but the first by name
@@ -209,7 +210,7 @@ def _run(  # noqa: PLR0913 - all but the first by name
     timeout_s: float,
     cancellation: Cancellation,
     *,
-    cwd: str = "/",
+    cwd: str,
     step: Failpoint | None = None,
     leftovers: Leftovers | None = None,
     heard: Callable[[bytes], None] | None = None,

@@ -22,6 +22,7 @@ from ...messages.postgres import (
     StopPostgres,
     SyncSafekeepers,
 )
+from ...messages.promotion import PromotePostgres
 from ...messages.settings import NodeSettings, SourceName
 from ...messages.spec import ComputeSpec
 from ..kit.actor import Actor, Ref, Replier
@@ -31,6 +32,7 @@ from ..kit.programs import ProgramError
 from .port import PassingError, PgdataRefusedError, Port, PostgresError
 from .private import (
     AttemptDue,
+    BecamePrimary,
     BecameReady,
     BudgetSpent,
     Checked,
@@ -47,6 +49,7 @@ from .private import (
     Installed,
     Launched,
     LaunchFailed,
+    NotPromoted,
     NotReady,
     NotSynced,
     PreparationFailed,
@@ -63,6 +66,7 @@ from .work import Work
 
 PostgresMessage: TypeAlias = (
     AttemptDue
+    | BecamePrimary
     | BecameReady
     | BudgetSpent
     | CheckConfiguration
@@ -83,6 +87,7 @@ PostgresMessage: TypeAlias = (
     | Installed
     | LaunchFailed
     | Launched
+    | NotPromoted
     | NotReady
     | NotSynced
     | PreparationFailed
@@ -90,6 +95,7 @@ PostgresMessage: TypeAlias = (
     | Prepared
     | QuorumSeen
     | QuorumUnknown
+    | PromotePostgres
     | SettleConfiguration
     | RungDue
     | SpaceRefused
@@ -165,7 +171,9 @@ class PostgresProcess(Actor[PostgresMessage]):
         port = self._port
         table: dict[Work, Run] = {
             Work.INSPECT: lambda cancellation: Inspected(port.inspect(cancellation)),
-            Work.CHECK: lambda cancellation: Checked(port.check(_spec(begin), cancellation)),
+            Work.CHECK: lambda cancellation: Checked(
+                port.check(_spec(begin), cancellation, promoting=begin.promoting)
+            ),
             Work.COMPARE: lambda cancellation: Compared(port.compare(_spec(begin), cancellation)),
             Work.QUORUM: lambda cancellation: QuorumSeen(port.check_safekeepers(_spec(begin), cancellation)),
             Work.SYNC: partial(_sync, port, begin),
@@ -176,6 +184,7 @@ class PostgresProcess(Actor[PostgresMessage]):
             Work.AWAIT_EXIT: partial(_await_exit, port),
             Work.DISK: lambda _: DiskSeen(port.look_at_disk()),
             Work.INSTALL: lambda cancellation: Installed(port.install(_spec(begin), cancellation)),
+            Work.PROMOTE: partial(_promote, port, begin),
             Work.SETTLE: _ended(Work.SETTLE, partial(_settle, port, begin)),
             Work.KILL: _ended(Work.KILL, port.kill),
             Work.TIDY: _ended(Work.TIDY, port.tidy),
@@ -209,6 +218,11 @@ def _prepare(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
 def _launch(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
     launch = port.launch(_spec(begin), cancellation)
     return Launched(launch.pid, launch.recovering)
+
+
+def _promote(port: Port, begin: Begin, cancellation: Cancellation) -> Message:
+    done = port.promote(_spec(begin), begin.wal_flush_lsn, cancellation)
+    return BecamePrimary(done.lsn_wait_time_ms, done.pg_promote_time_ms)
 
 
 def _settle(port: Port, begin: Begin, cancellation: Cancellation) -> None:
@@ -271,6 +285,7 @@ _FAILED: Final[dict[Work, OnFailure]] = {
     Work.LAUNCH: lambda error: LaunchFailed(_text(error)),
     Work.AWAIT_READY: _not_ready,
     Work.INSTALL: lambda error: InstallationFailed(_text(error)),
+    Work.PROMOTE: lambda error: NotPromoted(_text(error)),
     Work.LOGS: _pump_over,
     Work.DISK: lambda error: DiskUnknown(_text(error)),
     Work.SETTLE: _not_done(Work.SETTLE),

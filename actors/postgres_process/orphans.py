@@ -16,7 +16,7 @@ from ..kit.jobs import Cancellation
 from . import segments
 from .port import PostgresError
 
-PROGRAMS: Final = frozenset({"postgres", "initdb"})
+PROGRAMS: Final = frozenset({"postgres", "initdb", "pg_basebackup"})
 LADDER: Final = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 3.0))
 """Which signal, and how many seconds it may take to work."""
 _PAUSE_S: Final = 0.01

@@ -35,6 +35,13 @@ class Preparation(msgspec.Struct, frozen=True):
     stages: PgdataStages = PgdataStages()
 
 
+class Promotion(msgspec.Struct, frozen=True):
+    """A standby that has become a primary; milliseconds of both stages."""
+
+    lsn_wait_time_ms: int = 0
+    pg_promote_time_ms: int = 0
+
+
 class Launch(msgspec.Struct, frozen=True):
     """A postmaster that was started; `recovering` when the folder was not shut down in order."""
 
@@ -75,7 +82,9 @@ class Port(Protocol):
         """Lock the folder, end orphans of it, judge it. Raises PgdataRefusedError."""
         ...
 
-    def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+    def check(
+        self, spec: ComputeSpec, cancellation: Cancellation, *, promoting: bool = False
+    ) -> tuple[str, ...]:
         """Ask whether Postgres would take this configuration; returns warnings. Changes nothing."""
         ...
 
@@ -132,6 +141,13 @@ class Port(Protocol):
         """Let the running Postgres take this configuration; returns the settings that await a restart.
 
         Raises PostgresError with the configuration before in force again.
+        """
+        ...
+
+    def promote(self, spec: ComputeSpec, wal_flush_lsn: str | None, cancellation: Cancellation) -> Promotion:
+        """Make a primary of the running standby; `spec` is the replica's, with the new primary's safekeepers.
+
+        What is a primary already passes. Raises PostgresError.
         """
         ...
 

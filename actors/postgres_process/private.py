@@ -133,6 +133,19 @@ class InstallationFailed(Message, frozen=True):
     error: str
 
 
+class BecamePrimary(Message, frozen=True):
+    """The standby is a primary; milliseconds of both stages."""
+
+    lsn_wait_time_ms: int
+    pg_promote_time_ms: int
+
+
+class NotPromoted(Message, frozen=True):
+    """The standby is none, or nobody knows."""
+
+    error: str
+
+
 class Done(Message, frozen=True):
     """A piece of work without an outcome has ended."""
 
@@ -193,6 +206,8 @@ WORK_OF: Final[dict[type[Message], Work]] = {
     Ended: Work.AWAIT_EXIT,
     Installed: Work.INSTALL,
     InstallationFailed: Work.INSTALL,
+    BecamePrimary: Work.PROMOTE,
+    NotPromoted: Work.PROMOTE,
     DiskSeen: Work.DISK,
     DiskUnknown: Work.DISK,
 }

@@ -17,7 +17,7 @@ from ...messages.lifecycle import EXIT_FAILED
 from ...messages.planning import SettingsCompared
 from ...messages.postgres import PgdataKind, StopRung
 from ...messages.settings import NodeSettings, SourceName
-from ...messages.spec import ComputeSpec
+from ...messages.spec import ComputeSpec, Mode
 from ...postgres.accounts import Account, first_closed_parent, missing_passwd_entry
 from ...postgres.binaries import Binaries
 from ...postgres.conf import (
@@ -54,6 +54,7 @@ from .port import (
     PostgresError,
     Preparation,
     ProcessSink,
+    Promotion,
 )
 from .run_folders import (
     SHARED_MEMORY,
@@ -124,7 +125,7 @@ class Server(Port):
         self._judgement: Usable | SetAside | None = None
         self._keeps = False
         self._promoted = False
-        """A replica of the source `upstream` that has become a primary; its folder is kept."""
+        """It was a replica and has become a primary; of the source `upstream`, perhaps in an earlier life."""
         self._at_least: tuple[tuple[str, int], ...] = ()
         """What a hot standby needs of the settings that its primary has."""
         self._built = False
@@ -235,15 +236,21 @@ class Server(Port):
     # --- Checking
 
     @override
-    def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+    def check(
+        self, spec: ComputeSpec, cancellation: Cancellation, *, promoting: bool = False
+    ) -> tuple[str, ...]:
         with self._blaming_the_disk():
-            return self._check(spec, check_folder(self._pgdata, self._account), cancellation)
+            scratch = check_folder(self._pgdata, self._account)
+            return self._check(spec, scratch, cancellation, promoting=promoting)
 
-    def _check(self, spec: ComputeSpec, scratch: str, cancellation: Cancellation) -> tuple[str, ...]:
+    def _check(
+        self, spec: ComputeSpec, scratch: str, cancellation: Cancellation, *, promoting: bool = False
+    ) -> tuple[str, ...]:
         refused, warnings = checking.not_built(spec)
         if refused is not None:
             raise PostgresError(refused)
-        self._require_source(spec)
+        self._require_mode(spec, promoting=promoting)
+        self._require_source(spec, promoting=promoting)
         conf = self._render(spec)
         around = checking.Surroundings(
             host=self._target.host,
@@ -293,7 +300,18 @@ class Server(Port):
             for one in refusals
         )
 
-    def _require_source(self, spec: ComputeSpec) -> None:
+    def _require_mode(self, spec: ComputeSpec, *, promoting: bool) -> None:
+        """Raise PostgresError for a spec of another mode than that in which Postgres runs."""
+        if self._in_force is None or promoting or spec.compute_mode is self._in_force.compute_mode:
+            return
+        now, asked = self._in_force.compute_mode, spec.compute_mode
+        way = (
+            "`POST /promote` makes a primary of it" if now is Mode.REPLICA else "start another node for that"
+        )
+        msg = f"this node runs in the mode {now.value!r}, and a configuration cannot change that to {asked.value!r}: {way}"
+        raise PostgresError(msg)
+
+    def _require_source(self, spec: ComputeSpec, *, promoting: bool = False) -> None:
         """Raise PostgresError unless the source can make what the spec asks for."""
         source, problem = self._settings.source, None
         if source is SourceName.INITDB:
@@ -301,7 +319,7 @@ class Server(Port):
         elif source is SourceName.PAGESERVER:
             problem = checking.storage_problem(spec)
         elif source is SourceName.UPSTREAM:
-            problem = checking.upstream_problem(spec, promoted=self._promoted)
+            problem = checking.upstream_problem(spec, promoted=self._promoted or promoting)
         if problem is None and source in NOT_BUILT_YET:
             problem = comes_later(source)
         if problem is not None:
@@ -317,6 +335,7 @@ class Server(Port):
             subscribers=self._clean_branch == spec.branch,
             default_preload=("neon",) if self._is_neon() else (),
             standby=self._standby(spec),
+            promoted=self._promoted and not self._is_plain,
         )
         try:
             return render(spec, context)
@@ -329,11 +348,8 @@ class Server(Port):
         return self._settings.source is not SourceName.PAGESERVER
 
     def _standby(self, spec: ComputeSpec) -> Standby | None:
-        if (
-            self._settings.source is not SourceName.UPSTREAM
-            or self._promoted
-            or spec.upstream_conninfo is None
-        ):
+        follows = self._settings.source is SourceName.UPSTREAM and spec.compute_mode is Mode.REPLICA
+        if not follows or spec.upstream_conninfo is None:
             return None
         try:
             conninfo = parse(spec.upstream_conninfo).standby_conninfo(self._settings.compute_id)
@@ -758,6 +774,27 @@ class Server(Port):
             raise
         self._in_force = spec
         return pending
+
+    @override
+    def promote(self, spec: ComputeSpec, wal_flush_lsn: str | None, cancellation: Cancellation) -> Promotion:
+        from . import promoting
+
+        began_s = cancellation.now()
+        standby = promoting.catch_up(self._target, wal_flush_lsn, cancellation)
+        caught_up_s = cancellation.now()
+        before, self._promoted = self._promoted, True
+        try:
+            if standby and not self._is_plain:
+                self._install(spec, cancellation)
+            if standby:
+                promoting.promote(self._target, cancellation)
+            promoting.see_that_it_writes(self._target, cancellation)
+        except BaseException:
+            self._promoted = before
+            raise
+        self._in_force = replace(spec, mode="Primary")
+        done_s = cancellation.now()
+        return Promotion(round((caught_up_s - began_s) * 1000), round((done_s - caught_up_s) * 1000))
 
     @override
     def settle(self, spec: ComputeSpec, cancellation: Cancellation, *, subscribers: bool) -> None:

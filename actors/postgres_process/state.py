@@ -41,12 +41,14 @@ from ...messages.postgres import (
     StopRung,
     SyncSafekeepers,
 )
+from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, PromotePostgres
 from ...messages.spec import ComputeSpec, Mode
 from ...postgres.lsn import show_lsn
 from .disk import Area, Fullness, judge
 from .private import (
     WORK_OF,
     AttemptDue,
+    BecamePrimary,
     BecameReady,
     BudgetSpent,
     Checked,
@@ -63,6 +65,7 @@ from .private import (
     Installed,
     Launched,
     LaunchFailed,
+    NotPromoted,
     NotReady,
     NotSynced,
     PreparationFailed,
@@ -115,6 +118,7 @@ TAKEN_IN: Final[dict[type[Message], frozenset[Phase]]] = {
     PreparePgdata: frozenset({Phase.INSPECTED}),
     StartPostgres: frozenset({Phase.PREPARED}),
     InstallConfiguration: frozenset({Phase.RUNNING}),
+    PromotePostgres: frozenset({Phase.RUNNING}),
     SettleConfiguration: frozenset({Phase.RUNNING}),
     StopPostgres: frozenset(Phase),
     SyncSafekeepers: frozenset({Phase.GONE}),
@@ -141,6 +145,10 @@ class Begin(msgspec.Struct, frozen=True):
     """For the settling alone."""
     start_lsn: int = 0
     """For the preparation alone."""
+    promoting: bool = False
+    """For the check alone."""
+    wal_flush_lsn: str | None = None
+    """For the promotion alone."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -222,6 +230,7 @@ class ProcessState(msgspec.Struct, frozen=True):
     """What of the preparation was measured here."""
     check_operation: int = 0
     install_operation: int = 0
+    promote_operation: int = 0
     kept: bool = False
     recovering: bool = False
     fault: str | None = None
@@ -231,7 +240,7 @@ class ProcessState(msgspec.Struct, frozen=True):
     tidied: bool = False
     trouble: str | None = None
     """What went wrong with a stop that was not forced: the postmaster's own words."""
-    after_settling: InstallConfiguration | SettleConfiguration | None = None
+    after_settling: InstallConfiguration | SettleConfiguration | PromotePostgres | None = None
     """Asked for while a configuration was being settled: both write the same files."""
     disk: Fullness = Fullness()
     disk_looks: int = 0
@@ -306,6 +315,8 @@ class _Turn:
                 self.tell(ConfigurationInstallFailed(operation, text))
             case SyncSafekeepers():
                 self.tell(SafekeeperSyncFailed(f"the safekeepers cannot be synced: {reason}"))
+            case PromotePostgres(operation):
+                self.tell(PostgresPromotionFailed(operation, f"Postgres cannot be promoted: {reason}"))
             case SettleConfiguration():
                 pass  # what does not run has nothing to be settled
             case _:
@@ -317,8 +328,8 @@ class _Turn:
             case InspectPgdata():
                 self.set(phase=Phase.INSPECTING)
                 self.begin(Work.INSPECT)
-            case CheckConfiguration(operation, spec):
-                self.check(operation, spec)
+            case CheckConfiguration():
+                self.check(message)
             case CompareSettings() | Compared():
                 self.compare(message)
             case PreparePgdata(operation, spec):
@@ -341,6 +352,10 @@ class _Turn:
                 self.begin(Work.LAUNCH, spec)
             case InstallConfiguration():
                 self.install(message)
+            case PromotePostgres():
+                self.promote(message)
+            case BecamePrimary() | NotPromoted():
+                self.promoted(message)
             case SettleConfiguration():
                 self.settle_configuration(message)
             case StopPostgres(budget_s, hurry):
@@ -490,12 +505,13 @@ class _Turn:
 
     # --- Configurations
 
-    def check(self, operation: int, spec: ComputeSpec) -> None:
+    def check(self, message: CheckConfiguration) -> None:
         if Work.CHECK in self.state.work:
-            self.tell(ConfigurationRefused(operation, "another configuration is being checked: try again"))
+            text = "another configuration is being checked: try again"
+            self.tell(ConfigurationRefused(message.operation, text))
             return
-        self.set(check_operation=operation)
-        self.begin(Work.CHECK, spec)
+        self.set(check_operation=message.operation, work=self.state.work | {Work.CHECK})
+        self.effects.append(Begin(Work.CHECK, message.spec, promoting=message.promoting))
 
     def checked(self, outcome: Checked | CheckRefused) -> None:
         if self.state.phase is Phase.STOPPING:
@@ -521,7 +537,7 @@ class _Turn:
         self.effects.append(Answer(outcome, refused=True))
 
     def install(self, message: InstallConfiguration) -> None:
-        if Work.INSTALL in self.state.work or isinstance(self.state.after_settling, InstallConfiguration):
+        if self.state.work & _WRITING or isinstance(self.state.after_settling, _WRITERS):
             text = "another configuration is being installed: try again"
             self.tell(ConfigurationInstallFailed(message.operation, text))
         elif Work.SETTLE in self.state.work:
@@ -541,12 +557,32 @@ class _Turn:
                 self.tell(ConfigurationInstallFailed(operation, error))
 
     def settle_configuration(self, message: SettleConfiguration) -> None:
-        if Work.INSTALL in self.state.work or isinstance(self.state.after_settling, InstallConfiguration):
+        if self.state.work & _WRITING or isinstance(self.state.after_settling, _WRITERS):
             return  # it is overtaken
         if Work.SETTLE in self.state.work:
             self.set(after_settling=message)
         else:
             self.begin(Work.SETTLE, message.spec, subscribers=message.subscribers)
+
+    def promote(self, message: PromotePostgres) -> None:
+        if self.state.work & _WRITING or isinstance(self.state.after_settling, _WRITERS):
+            text = "a configuration is being installed: try again"
+            self.tell(PostgresPromotionFailed(message.operation, text))
+        elif Work.SETTLE in self.state.work:
+            self.set(after_settling=message)
+        else:
+            self.set(promote_operation=message.operation, work=self.state.work | {Work.PROMOTE})
+            self.effects.append(Begin(Work.PROMOTE, message.spec, wal_flush_lsn=message.wal_flush_lsn))
+
+    def promoted(self, outcome: BecamePrimary | NotPromoted) -> None:
+        if self.state.phase is Phase.STOPPING:
+            return
+        operation = self.state.promote_operation
+        match outcome:
+            case BecamePrimary(lsn_wait_time_ms, pg_promote_time_ms):
+                self.tell(PostgresPromoted(operation, lsn_wait_time_ms, pg_promote_time_ms))
+            case NotPromoted(error):
+                self.tell(PostgresPromotionFailed(operation, error))
 
     def settled(self) -> None:
         following = self.state.after_settling
@@ -554,7 +590,9 @@ class _Turn:
         match following:
             case InstallConfiguration() if self.state.phase is Phase.RUNNING:
                 self.install(following)
-            case InstallConfiguration() if self.state.phase is not Phase.STOPPING:
+            case PromotePostgres() if self.state.phase is Phase.RUNNING:
+                self.promote(following)
+            case InstallConfiguration() | PromotePostgres() if self.state.phase is not Phase.STOPPING:
                 self.refuse(following)
             case SettleConfiguration() if self.state.phase is Phase.RUNNING:
                 self.settle_configuration(following)
@@ -603,7 +641,7 @@ class _Turn:
     def ended(self, description: str, *, failed: bool) -> None:
         self.set(pid=None)
         self.recovered()
-        self.cancel(Work.AWAIT_READY, Work.COMPARE, Work.INSTALL, Work.SETTLE)
+        self.cancel(Work.AWAIT_READY, Work.COMPARE, Work.INSTALL, Work.PROMOTE, Work.SETTLE)
         self.begin(Work.CORES)
         match self.state.phase:
             case Phase.STARTING:
@@ -731,6 +769,10 @@ class _Turn:
             self.set(phase=Phase.GONE, ladder=None)
             self.tell(PostgresStopped(reached, state.trouble))
 
+
+_WRITING: Final = frozenset({Work.INSTALL, Work.PROMOTE})
+_WRITERS: Final = (InstallConfiguration, PromotePostgres)
+"""What writes the configuration of a running Postgres: one at a time."""
 
 _STEPS: Final = {
     StopRung.FAST: "asking for a fast shutdown",

@@ -17,6 +17,7 @@ class Work(Enum):
     AWAIT_EXIT = "wait for the exit of Postgres"
     COMPARE = "compare the settings"
     INSTALL = "install the configuration"
+    PROMOTE = "promote Postgres"
     SETTLE = "settle the configuration"
     KILL = "kill Postgres"
     TIDY = "clean up after Postgres"
@@ -35,6 +36,7 @@ ENDED_BY_A_STOP = frozenset(
         Work.LAUNCH,
         Work.AWAIT_READY,
         Work.INSTALL,
+        Work.PROMOTE,
         Work.SETTLE,
     }
 )

@@ -46,6 +46,7 @@ from ...messages.postgres import (
     SafekeepersSynced,
     SafekeeperSyncFailed,
 )
+from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, Promote
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
@@ -97,9 +98,12 @@ SupervisorMessage: TypeAlias = (
     | PgdataPrepared
     | PgdataRefused
     | PostgresExited
+    | PostgresPromoted
+    | PostgresPromotionFailed
     | PostgresReady
     | PostgresStartFailed
     | PostgresStopped
+    | Promote
     | RereadConfiguration
     | SafekeeperSyncFailed
     | SafekeepersSynced
@@ -172,7 +176,7 @@ class Supervisor(Actor[SupervisorMessage]):
                 self.reply(message, self._state.startup)
             case GetJournal():
                 self.reply(message, self.journal())
-            case Configure() | RereadConfiguration() | Terminate() | AwaitExit():
+            case Configure() | Promote() | RereadConfiguration() | Terminate() | AwaitExit():
                 self._decide(message, self._keep(message))
             case PostgresStopped(rung=rung):
                 self.metrics.add(STOP_RUNGS, 1, rung.value)

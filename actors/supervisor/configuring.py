@@ -30,6 +30,7 @@ from ...messages.postgres import (
     SettleConfiguration,
 )
 from ...messages.spec import ComputeSpec, Mode
+from . import promoting
 from .effects import (
     CONFIGURATOR,
     LFC,
@@ -58,6 +59,8 @@ def _take(turn: Turn, spec: ComputeSpec, waiters: tuple[int, ...]) -> str | None
     if attempt is not None and attempt.asked and turn.state.status in {Status.EMPTY, Status.RUNNING}:
         # The other request is still in preflight: to its asker, and to this one, the node is already taken.
         return f"invalid compute status: {Status.CONFIGURATION_PENDING.text}"
+    if turn.state.promotion is not None:
+        return "the node is being promoted"
     taken = outcome(turn.state.status, Event.SPEC_TAKEN)
     if isinstance(taken, Refused) or turn.state.phase is not Phase.UP:
         return f"invalid compute status: {turn.state.status.text}"
@@ -95,6 +98,7 @@ def _not_reread(turn: Turn, waiters: tuple[int, ...], why: str) -> None:
 def configuration_accepted(turn: Turn, message: ConfigurationAccepted, _: int | None) -> None:
     attempt = turn.under_way(message.operation, Step.CHECKING)
     if attempt is None:
+        promoting.checked(turn, message)
         return
     for warning in message.warnings:
         turn.log(logging.WARNING, warning)
@@ -124,6 +128,7 @@ def configuration_accepted(turn: Turn, message: ConfigurationAccepted, _: int | 
 def configuration_refused(turn: Turn, message: ConfigurationRefused, _: int | None) -> None:
     attempt = turn.under_way(message.operation, Step.CHECKING)
     if attempt is None:
+        promoting.checked(turn, message)
         return
     if attempt.asked:
         turn.log(logging.WARNING, f"a configuration was refused: {message.error}")

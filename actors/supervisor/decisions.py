@@ -35,8 +35,9 @@ from ...messages.postgres import (
     SafekeepersSynced,
     SafekeeperSyncFailed,
 )
+from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, Promote
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
-from . import configuring, ending, serving
+from . import configuring, ending, promoting, serving
 from .private import (
     CheckpointOverdue,
     ClosingOverdue,
@@ -103,9 +104,12 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     PgdataPrepared: configuring.pgdata_prepared,
     PgdataRefused: serving.pgdata_refused,
     PostgresExited: ending.postgres_exited,
+    PostgresPromoted: promoting.postgres_promoted,
+    PostgresPromotionFailed: promoting.postgres_promotion_failed,
     PostgresReady: configuring.postgres_ready,
     PostgresStartFailed: configuring.postgres_start_failed,
     PostgresStopped: ending.postgres_stopped,
+    Promote: promoting.promote,
     RereadConfiguration: configuring.reread_configuration,
     SafekeeperSyncFailed: ending.safekeeper_sync_failed,
     SafekeepersSynced: ending.safekeepers_synced,

@@ -25,6 +25,7 @@ from ...messages.postgres import (
     StopPostgres,
     StopRung,
 )
+from ...messages.promotion import PromoteFailed
 from . import syncing
 from .effects import (
     CONFIGURATOR,
@@ -215,6 +216,7 @@ def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
         turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
     turn.move(Event.POSTGRES_LOST)
     turn.end_attempt(ConfigureFailed(error))
+    turn.end_promotion(PromoteFailed(error))
     if ending is not None:
         turn.effects.append(Never(ConfigurationGraceEnded))
         turn.answer(ending.waiters, Terminated(lsn=None))

@@ -15,6 +15,7 @@ from ...messages.lifecycle import (
     StartupMetrics,
     Status,
 )
+from ...messages.promotion import Promote, Promoted
 from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
 
@@ -47,6 +48,28 @@ class Attempt(msgspec.Struct, frozen=True):
     prepared: bool = False
     pending_restart: tuple[str, ...] = ()
     stage_began_s: float = 0.0
+
+
+class PromotionStep(Enum):
+    """How far a promotion has come."""
+
+    CHECKING = "checking"
+    """Preflight of the new primary's spec."""
+    PROMOTING = "promoting"
+    CONFIGURING = "configuring"
+    """It is a primary; its spec is being applied, as an attempt."""
+
+
+class Promotion(msgspec.Struct, frozen=True):
+    """A promotion under way."""
+
+    operation: int
+    request: Promote
+    step: PromotionStep
+    waiters: tuple[int, ...] = ()
+    times: Promoted = Promoted(0, 0)
+    since_s: float = 0.0
+    """Since when its spec is being applied."""
 
 
 class Cause(Enum):
@@ -111,6 +134,9 @@ class NodeState(msgspec.Struct, frozen=True):
     """Where a quorum of safekeepers stands after the end of Postgres."""
     operation: int = 0
     attempt: Attempt | None = None
+    promotion: Promotion | None = None
+    promoted: tuple[Promote, Promoted | None] | None = None
+    """What made a primary of this node, and its result; None as long as its spec is not applied."""
     ending: Ending | None = None
     exit_code: int = 0
     exit_reason: str = ""

@@ -15,6 +15,7 @@ from ...messages.catalog import Checkpoint, StopUpkeep
 from ...messages.lfc import OffloadLast, StopLfc
 from ...messages.lifecycle import (
     EXIT_FAILED,
+    Configured,
     ConfigureFailed,
     ConfigureOutcome,
     ConfigureRefused,
@@ -30,6 +31,7 @@ from ...messages.postgres import (
     StartPostgres,
     StopPostgres,
 )
+from ...messages.promotion import PromoteFailed, PromoteOutcome
 from ...messages.serving import StopServing
 from ...messages.spec import ComputeSpec
 from .effects import (
@@ -49,7 +51,7 @@ from .effects import (
 )
 from .lifecycle import Event, Refused, outcome
 from .private import CheckpointOverdue, ClosingOverdue, ConfigurationGraceEnded, LingerEnded, StopOverdue
-from .state import Attempt, Cause, Ending, NodeState, Phase, Step
+from .state import Attempt, Cause, Ending, NodeState, Phase, Promotion, PromotionStep, Step
 
 CONFIGURATION_GRACE_S: Final = 5.0
 """How long a termination lets a configuration end by itself."""
@@ -182,6 +184,40 @@ class Turn:
         if attempt is not None:
             self.set(attempt=None)
             self.answer(attempt.waiters, result)
+            self._promotion_configured(attempt.operation, result)
+
+    # --- Promoting
+
+    def promotion(self, operation: int, step: PromotionStep) -> Promotion | None:
+        """Return the promotion that an outcome belongs to; None for a late outcome."""
+        promotion = self.state.promotion
+        if promotion is None or (promotion.operation, promotion.step) != (operation, step):
+            return None
+        return promotion
+
+    def end_promotion(self, result: PromoteOutcome) -> None:
+        """Answer all who wait for the promotion, and forget it."""
+        promotion = self.state.promotion
+        if promotion is not None:
+            self.set(promotion=None)
+            self.answer(promotion.waiters, result)
+
+    def _promotion_configured(self, operation: int, result: ConfigureOutcome) -> None:
+        """End a promotion with the application of its spec."""
+        promotion = self.promotion(operation, PromotionStep.CONFIGURING)
+        if promotion is None:
+            return
+        if isinstance(result, Configured):
+            took_ms = round((self.now_s - promotion.since_s) * 1000)
+            times = replace(promotion.times, reconfigure_time_ms=took_ms)
+            self.set(promoted=(promotion.request, times))
+            self.end_promotion(times)
+        else:
+            self.end_promotion(
+                PromoteFailed(f"the node is a primary now, and its spec is not applied: {result.error}")
+            )
+
+    # --- Starting
 
     def start_postgres_if_ready(self) -> None:
         """Start Postgres once preflight has passed and PGDATA stands ready."""
@@ -235,6 +271,7 @@ class Turn:
         serves = self.state.status is Status.RUNNING and not self.state.raised
         if self.state.status is not Status.CONFIGURATION:
             self.end_attempt(self._cut_off(immediate=immediate))
+            self.end_promotion(PromoteFailed("the node is terminating"))
         if self.move(event) is Refused.QUEUED:
             self.set(ending=replace(ending, queued=True))
             self.effects.append(After(CONFIGURATION_GRACE_S, ConfigurationGraceEnded()))
@@ -320,6 +357,7 @@ class Turn:
         """Let the process end although Postgres may live: nobody is told that it is gone."""
         error = self.state.error or "unknown error"
         self.end_attempt(ConfigureFailed(error))
+        self.end_promotion(PromoteFailed(error))
         ending = self.state.ending
         if ending is not None:
             self.answer(ending.waiters, TerminateFailed(error))
@@ -331,6 +369,7 @@ class Turn:
         if self.state.phase is Phase.OVER:
             return
         self.end_attempt(ConfigureFailed(self.state.error or "the node has ended"))
+        self.end_promotion(PromoteFailed(self.state.error or "the node has ended"))
         ending = self.state.ending
         if ending is not None and ending.waiters:
             self.answer(ending.waiters, Terminated(self.state.synced_lsn))

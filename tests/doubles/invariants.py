@@ -169,6 +169,8 @@ class Invariants:
         known = set(state.exit_waiters)
         if state.attempt is not None:
             known |= set(state.attempt.waiters)
+        if state.promotion is not None:
+            known |= set(state.promotion.waiters)
         if state.ending is not None:
             known |= set(state.ending.waiters)
         kept = {

@@ -611,7 +611,9 @@ class SimulatedServer(server.Server):
         return super().inspect(cancellation)
 
     @override
-    def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+    def check(
+        self, spec: ComputeSpec, cancellation: Cancellation, *, promoting: bool = False
+    ) -> tuple[str, ...]:
         self.machine.take("check", 0.0, cancellation)
         if self.machine.faults.conf_refused is not None:
             raise PostgresError(self.machine.faults.conf_refused)

@@ -44,6 +44,7 @@ GRANTS: Final[Mapping[str, Any]] = {
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/configure": CONFIGURE,
     "/plan": CONFIGURE,
+    "/promote": {"spec": SPEC, "wal_flush_lsn": "0/28F10D8"},
     "/extensions": EXTENSION,
     "/grants": GRANTS,
 }
@@ -51,7 +52,7 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
 QUERIES: Final[Mapping[str, str]] = {"/database_schema": "?database=neondb"}
 """A query for each route that must have one."""
 
-NO_ERROR_OBJECT: Final = frozenset({"/live", "/ready"})
+NO_ERROR_OBJECT: Final = frozenset({"/live", "/ready", "/promote"})
 
 
 class StubSupervisor:

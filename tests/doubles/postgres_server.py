@@ -20,6 +20,7 @@ from compute_node.actors.postgres_process.port import (
     Port,
     PostgresError,
     Preparation,
+    Promotion,
 )
 from compute_node.messages.planning import SettingsCompared
 from compute_node.messages.postgres import PgdataKind, StopRung
@@ -60,6 +61,8 @@ class Faults:
     install_refused: str | None = None
     install_takes_s: float = 0.0
     settle_takes_s: float = 0.0
+    promote_refused: str | None = None
+    promote_takes_s: float = 0.0
     pending_restart: tuple[str, ...] = ()
     tidy_fails: str | None = None
     cores_take_s: float = 0.0
@@ -96,6 +99,8 @@ class FakeServer(Port):
     settled: list[tuple[ComputeSpec, bool]] = field(default_factory=list)
     start_lsns: list[int] = field(default_factory=list)
     """From where each folder was made."""
+    promoted: list[tuple[ComputeSpec, str | None]] = field(default_factory=list)
+    installed: list[ComputeSpec] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)
     cores_reported: int = 0
     _since: dict[str, float] = field(default_factory=dict)
@@ -119,7 +124,9 @@ class FakeServer(Port):
         return self.kind
 
     @override
-    def check(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+    def check(
+        self, spec: ComputeSpec, cancellation: Cancellation, *, promoting: bool = False
+    ) -> tuple[str, ...]:
         cancellation.check()
         if self.faults.conf_refused is not None:
             raise PostgresError(self.faults.conf_refused)
@@ -225,7 +232,16 @@ class FakeServer(Port):
         self._take("install", self.faults.install_takes_s, cancellation)
         if self.faults.install_refused is not None:
             raise PostgresError(self.faults.install_refused)
+        self.installed.append(spec)
         return self.faults.pending_restart
+
+    @override
+    def promote(self, spec: ComputeSpec, wal_flush_lsn: str | None, cancellation: Cancellation) -> Promotion:
+        self._take("promote", self.faults.promote_takes_s, cancellation)
+        if self.faults.promote_refused is not None:
+            raise PostgresError(self.faults.promote_refused)
+        self.promoted.append((spec, wal_flush_lsn))
+        return Promotion(7, 9)
 
     @override
     def settle(self, spec: ComputeSpec, cancellation: Cancellation, *, subscribers: bool) -> None:

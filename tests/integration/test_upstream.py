@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compute_node.actors.postgres_process import promoting
 from compute_node.messages.postgres import (
+    CheckConfiguration,
     ConfigurationAccepted,
+    ConfigurationInstalled,
     ConfigurationRefused,
     PgdataFailed,
     PgdataInspected,
@@ -13,6 +16,7 @@ from compute_node.messages.postgres import (
     PgdataPrepared,
     PgdataRefused,
 )
+from compute_node.messages.promotion import PostgresPromoted, PostgresPromotionFailed, PromotePostgres
 from compute_node.messages.secret import Secret
 from compute_node.messages.settings import SourceName
 from compute_node.messages.spec import ComputeSpec, StaticMode
@@ -77,6 +81,60 @@ def test_a_replica_is_copied_follows_its_primary_and_is_copied_anew_by_the_next_
     assert not again.prepare(spec).kept
     again.launch(spec)
     assert again.query("SELECT count(*) FROM t") == [(2,)]
+
+
+def test_a_promoted_replica_writes_is_no_copy_any_more_and_is_kept_by_the_next_start(
+    make_process: MakeProcess, primary: Cluster, binaries15: Binaries
+) -> None:
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    spec = replica(primary)
+    process.start(spec)
+    primary.query("INSERT INTO t VALUES (2)")
+    wait_until(lambda: process.query("SELECT count(*) FROM t") == [(2,)], "the replica follows")
+    ((end,),) = primary.query("SELECT pg_current_wal_flush_lsn()::text")
+    primary.stop()
+    refused = process.check(fast_spec())
+    assert isinstance(refused, ConfigurationRefused)
+    assert "POST /promote" in refused.error, "a configuration alone makes no primary of it"
+
+    new = fast_spec(upstream_conninfo=conninfo(primary))
+    accepted = process.tell(
+        CheckConfiguration(9, new, promoting=True), ConfigurationAccepted, ConfigurationRefused
+    )
+    assert isinstance(accepted, ConfigurationAccepted), accepted
+    promoted = process.tell(PromotePostgres(9, spec, end), PostgresPromoted, PostgresPromotionFailed)
+    assert isinstance(promoted, PostgresPromoted), promoted
+    process.query("INSERT INTO t VALUES (3)")
+    again = process.tell(PromotePostgres(10, spec, end), PostgresPromoted, PostgresPromotionFailed)
+    assert isinstance(again, PostgresPromoted), "what is a primary already passes"
+    assert isinstance(process.install(new), ConfigurationInstalled)
+    assert process.query("SHOW primary_conninfo") == [
+        ("host=127.0.0.1 user=replica password=" + canaries.canary("conninfo"),)
+    ]
+    process.stop()
+
+    process.abandon()
+    kept = make_process(binaries15, source=SourceName.UPSTREAM)
+    assert kept.inspect() == PgdataInspected(PgdataKind.OURS_COMPLETE)
+    refused = kept.check(spec)
+    assert isinstance(refused, ConfigurationRefused)
+    assert "it was promoted" in refused.error
+    assert kept.prepare(new).kept
+    kept.launch(new)
+    assert kept.query("SELECT count(*), pg_is_in_recovery() FROM t") == [(3, False)]
+
+
+def test_a_replica_that_does_not_catch_up_is_not_promoted(
+    make_process: MakeProcess, primary: Cluster, binaries15: Binaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promoting, "CATCH_UP_S", 0.2)
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    spec = replica(primary)
+    process.start(spec)
+    failed = process.tell(PromotePostgres(9, spec, "F/0"), PostgresPromoted, PostgresPromotionFailed)
+    assert isinstance(failed, PostgresPromotionFailed)
+    assert failed.error.startswith("didn't catch up with primary in 20 retries: it has replayed 0/")
+    assert process.query("SELECT pg_is_in_recovery()") == [(True,)]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -49,7 +49,7 @@ from compute_node.messages.catalog import (
     SpecApplied,
     StopUpkeep,
 )
-from compute_node.messages.lfc import FollowSpec, LastOffloadEnded, OffloadLast, StopLfc
+from compute_node.messages.lfc import FollowSpec, LastOffloadEnded, OffloadLast, PrewarmStatus, StopLfc
 from compute_node.messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -97,6 +97,15 @@ from compute_node.messages.postgres import (
     StopRung,
     SyncSafekeepers,
 )
+from compute_node.messages.promotion import (
+    PostgresPromoted,
+    PostgresPromotionFailed,
+    Promote,
+    Promoted,
+    PromoteFailed,
+    PromotePostgres,
+    PromoteRefused,
+)
 from compute_node.messages.serving import (
     ServingFailed,
     ServingStarted,
@@ -105,7 +114,8 @@ from compute_node.messages.serving import (
     StopServing,
 )
 from compute_node.messages.settings import SourceName
-from compute_node.messages.spec import ComputeSpec, StaticMode
+from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption, StaticMode
+from msgspec.structs import replace
 
 from doubles.specs import a_spec, settings, with_role
 
@@ -122,6 +132,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
         PreparePgdata,
         StartPostgres,
         InstallConfiguration,
+        PromotePostgres,
         SettleConfiguration,
         StopPostgres,
         SyncSafekeepers,
@@ -1066,9 +1077,13 @@ def test_every_message_that_is_decided_is_handled_in_every_phase_without_an_exce
             "statements": 1,
         }
         fields |= {"lsn": "0/1", "description": "d", "external_port": 1, "internal_port": 2}
+        fields |= {"description": "d", "external_port": 1, "internal_port": 2}
+        fields |= {"lsn_wait_time_ms": 1, "pg_promote_time_ms": 1}
         samples[kind] = kind(**{name: fields[name] for name in kind.__struct_fields__ if name in fields})
     makers: list[Callable[[], Life]] = [Life, booted, partial(booted, a_spec()), running]
     makers.append(lambda: reconfiguring()[0])
+    makers.append(lambda: promoting(BY_SPEC)[0])
+    makers.append(lambda: promoting(BY_FORM)[0])
     for make in makers:
         for message in samples.values():
             make().hear(message)
@@ -1627,3 +1642,168 @@ def test_a_local_cluster_and_a_start_that_was_cancelled_have_nothing_to_sync() -
     cancelled.hear(Terminate(FAST), PostgresStopped(StopRung.NOT_RUNNING))
     assert not local.has_told(SyncSafekeepers)
     assert not cancelled.has_told(SyncSafekeepers)
+
+
+# --- Promotion ---------------------------------------------------------------------------------------------
+
+LSN = "0/28F10D8"
+REPLICA = a_spec(
+    mode="Replica",
+    cluster=Cluster(roles=(), databases=(), settings=(GenericOption("neon.safekeepers", "string", "old:1"),)),
+)
+NEW = with_role("a", safekeeper_connstrings=("sk1:1", "sk2:2"), safekeepers_generation=3)
+BY_SPEC = Promote(LSN, NEW)
+BY_FORM = Promote(LSN, safekeepers="g#4:sk1:1,sk2:2")
+
+
+def promoting(request: Promote) -> tuple[Life, int]:
+    """A replica whose Postgres is being promoted, and who waits for it."""
+    life = running(REPLICA)
+    waiter = life.hear(request)
+    if request.spec is not None:
+        assert life.last(CheckConfiguration) == CheckConfiguration(life.operation, NEW, promoting=True)
+        assert not life.has_told(PromotePostgres)
+        life.hear(ConfigurationAccepted(life.operation))
+    return life, waiter
+
+
+def test_a_promotion_by_form_changes_mode_and_safekeepers_and_nothing_else() -> None:
+    life, waiter = promoting(BY_FORM)
+    order = life.last(PromotePostgres)
+    assert (order.wal_flush_lsn, order.spec.mode) == (LSN, "Replica")
+    assert (order.spec.safekeepers_generation, order.spec.safekeeper_connstrings) == (4, ("sk1:1", "sk2:2"))
+    assert order.spec.cluster.settings == (), "the old list in the settings would win"
+    life.hear(PostgresPromoted(life.operation, 7, 9))
+    assert life.answers[waiter] == Promoted(7, 9)
+    assert life.status() is Status.RUNNING
+    assert life.state.spec is not None
+    assert life.state.spec.mode == "Primary"
+    assert not life.has_told(InstallConfiguration)
+
+
+def test_a_promotion_by_spec_is_checked_first_and_applies_it_last() -> None:
+    life, waiter = promoting(BY_SPEC)
+    assert life.last(PromotePostgres).spec.safekeeper_connstrings == NEW.safekeeper_connstrings
+    life.hear(PostgresPromoted(life.operation, 7, 9))
+    assert life.state.spec == NEW
+    assert life.last(InstallConfiguration) == InstallConfiguration(life.operation, NEW)
+    life.now_s += 2
+    life.hear(ConfigurationInstalled(life.operation))
+    assert waiter not in life.answers
+    life.hear(SpecApplied(life.operation, 4, 20))
+    assert life.answers[waiter] == Promoted(7, 9, 2000)
+    assert life.status() is Status.RUNNING
+
+
+@pytest.mark.parametrize("request_", [BY_SPEC, BY_FORM], ids=["by spec", "by form"])
+def test_who_asks_the_same_joins_and_later_gets_the_same_answer(request_: Promote) -> None:
+    life, waiter = promoting(request_)
+    second = life.hear(request_)
+    other = life.hear(Promote("0/1", request_.spec, request_.safekeepers))
+    assert life.answers[other] == PromoteRefused("another promotion is under way")
+    life.hear(PostgresPromoted(life.operation, 7, 9))
+    if request_.spec is not None:
+        life.hear(ConfigurationInstalled(life.operation), SpecApplied(life.operation, 1, 1))
+    third = life.hear(request_)
+    assert life.answers[waiter] == life.answers[second] == life.answers[third]
+    assert isinstance(life.answers[third], Promoted)
+    different = life.hear(Promote("0/1", request_.spec, request_.safekeepers))
+    assert isinstance(life.answers[different], PromoteFailed)
+    assert "is not replica" in life.answers[different].error
+
+
+def test_a_promotion_that_failed_can_be_asked_for_again() -> None:
+    life, waiter = promoting(BY_FORM)
+    life.hear(PostgresPromotionFailed(life.operation, "didn't catch up with primary in 20 retries"))
+    assert life.answers[waiter] == PromoteFailed("didn't catch up with primary in 20 retries")
+    assert life.state.spec == REPLICA
+    again = life.hear(BY_FORM)
+    life.hear(PostgresPromoted(life.operation, 7, 9))
+    assert life.answers[again] == Promoted(7, 9)
+
+
+def test_a_promoted_node_whose_spec_was_not_applied_goes_on_from_there() -> None:
+    life, waiter = promoting(BY_SPEC)
+    life.hear(PostgresPromoted(life.operation, 7, 9), ConfigurationInstalled(life.operation))
+    life.hear(ApplyFailed(life.operation, "no"))
+    assert "its spec is not applied: no" in life.answers[waiter].error
+    assert life.status() is Status.RUNNING
+    again = life.hear(BY_SPEC)
+    life.hear(ConfigurationAccepted(life.operation), PostgresPromoted(life.operation, 0, 1))
+    life.hear(ConfigurationInstalled(life.operation), SpecApplied(life.operation, 1, 1))
+    assert isinstance(life.answers[again], Promoted)
+
+
+def test_a_spec_that_postgres_would_refuse_is_refused_before_anything_changes() -> None:
+    life = running(REPLICA)
+    waiter = life.hear(BY_SPEC)
+    life.hear(ConfigurationRefused(life.operation, "foo: no"))
+    assert life.answers[waiter] == PromoteRefused("foo: no", bad_request=True)
+    assert not life.has_told(PromotePostgres)
+    assert life.state.promotion is None
+
+
+@pytest.mark.parametrize(
+    ("make", "request_", "answer"),
+    [
+        (booted, BY_SPEC, PromoteRefused("invalid compute status: empty")),
+        (lambda: booted(REPLICA), BY_SPEC, PromoteRefused("invalid compute status: init")),
+        (lambda: reconfiguring()[0], BY_SPEC, PromoteRefused("invalid compute status: configuration")),
+        (running, BY_SPEC, PromoteFailed('compute mode "primary" is not replica')),
+        (running, BY_FORM, PromoteFailed("primary is not replica")),
+        (lambda: running(a_spec(mode=StaticMode("0/1"))), BY_FORM, PromoteFailed("static is not replica")),
+        (
+            lambda: running(REPLICA),
+            Promote(LSN, REPLICA),
+            PromoteRefused("the spec of the new primary has the mode replica", bad_request=True),
+        ),
+        (
+            lambda: running(REPLICA, source=SourceName.PAGESERVER),
+            Promote(None, NEW),
+            PromoteRefused(
+                "wal_flush_lsn is needed: what the old primary has committed must be replayed first",
+                bad_request=True,
+            ),
+        ),
+        *(
+            (lambda: running(REPLICA, source=SourceName.PAGESERVER), replace(request, prewarm=status), answer)
+            for status, request, answer in (
+                (PrewarmStatus.NOT_PREWARMED, BY_SPEC, PromoteFailed("compute NotPrewarmed")),
+                (PrewarmStatus.PREWARMING, BY_SPEC, PromoteFailed("compute Prewarming")),
+                (PrewarmStatus.PREWARMING, BY_FORM, PromoteFailed("prewarm not requested or pending")),
+            )
+        ),
+    ],
+)
+def test_what_cannot_be_promoted_is_told_why(
+    make: Callable[[], Life], request_: Promote, answer: object
+) -> None:
+    life = make()
+    waiter = life.hear(request_)
+    assert life.answers[waiter] == answer
+    assert not life.has_told(PromotePostgres)
+
+
+def test_a_configuration_waits_for_nobody_while_the_node_is_promoted() -> None:
+    life, _ = promoting(BY_FORM)
+    waiter = life.hear(Configure(with_role("b")))
+    assert life.answers[waiter] == ConfigureRefused("the node is being promoted", bad_spec=False)
+
+
+@pytest.mark.parametrize("request_", [BY_SPEC, BY_FORM], ids=["by spec", "by form"])
+@pytest.mark.parametrize(
+    "end",
+    [Terminate(FAST), SignalReceived("SIGTERM"), PostgresExited("gone"), ActorFailed(MONITOR, "e")],
+    ids=lambda end: type(end).__name__,
+)
+def test_whatever_ends_the_node_ends_its_promotion_and_late_news_of_it_means_nothing(
+    request_: Promote, end: Message
+) -> None:
+    life, waiter = promoting(request_)
+    operation = life.operation
+    life.hear(end)
+    assert isinstance(life.answers[waiter], PromoteFailed)
+    life.hear(PostgresPromoted(operation, 7, 9))
+    assert life.state.promotion is None
+    assert life.state.spec == REPLICA
+    assert not life.has_told(InstallConfiguration)

@@ -114,6 +114,8 @@ class UpstreamSource(Source):
         descriptor: int | None,
         cancellation: Cancellation,
         heard: Callable[[bytes], None] | None = None,
+        *,
+        cwd: str = "/",
     ) -> Result:
         """Run a client program of our Postgres, which may find the password at that descriptor."""
         env = self._env if descriptor is None else {**self._env, PASSFILE: f"/proc/self/fd/{descriptor}"}
@@ -124,6 +126,7 @@ class UpstreamSource(Source):
                 program,
                 heard or (lambda _: None),
                 starter=self._starter,
+                cwd=cwd,
                 silence_s=PROBE_TIMEOUT_S if heard is None else SILENCE_S,
                 cancellation=cancellation,
             )
@@ -211,7 +214,13 @@ class _Copy:
             *("-X", "stream", "-c", "fast", "--no-manifest", "--progress", *slot),
             *(() if sync else ("--no-sync",)),
         )
-        result = self._source.run(command, self._descriptor, self._cancellation, self._heard)
+        result = self._source.run(
+            command,
+            self._descriptor,
+            self._cancellation,
+            self._heard,
+            cwd=str(Path(copy).parent),  # there the next start finds one whose node was killed
+        )
         if result.code != 0:
             what = f"pg_basebackup ended with {result.code}"
             raise self._failed(what, result)

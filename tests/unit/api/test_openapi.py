@@ -145,4 +145,5 @@ def test_every_error_has_the_one_shape(document: dict[str, Any]) -> None:
         for status, response in operation["responses"].items():
             if int(status) >= 400 and path not in {"/live", "/ready"}:
                 (media,) = response["content"].items()
-                assert media == ("application/json", {"schema": {"$ref": "#/components/schemas/ErrorBody"}})
+                kind = "PromoteTrouble" if (path, status) == ("/promote", "500") else "ErrorBody"
+                assert media == ("application/json", {"schema": {"$ref": f"#/components/schemas/{kind}"}})

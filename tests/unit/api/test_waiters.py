@@ -10,7 +10,7 @@ from compute_node.actors.kit.metrics import Metrics
 from compute_node.http import clerk, table
 from compute_node.http.app import EXTERNAL, INTERNAL, create_external_app, create_internal_app
 from compute_node.http.errors import ApiError
-from compute_node.http.routes import configure, probes, terminate
+from compute_node.http.routes import configure, probes, promote, terminate
 from compute_node.http.table import Route, Scope
 from compute_node.http.waiting import MAX_WAITERS, ClientGoneError, Waiters
 from compute_node.messages.base import ActorUnavailableError, AskTimeoutError
@@ -113,6 +113,7 @@ def test_no_request_outlives_its_limit_when_the_supervisor_keeps_silent(
         (table, "ASK_S"),
         (probes, "PROBE_S"),
         (configure, "CONFIGURE_LIMIT_S"),
+        (promote, "CONFIGURE_LIMIT_S"),
         (terminate, "STOP_MARGIN_S"),
         (clerk, "QUEUE_LIMIT_S"),
         (clerk, "MARGIN_S"),
