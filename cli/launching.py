@@ -59,6 +59,7 @@ def prepare(
         control_plane_uri=options.control_plane_uri,
         source=options.source,
         fresh=options.fresh,
+        warms_memory=options.warms_memory,
         set_aside_pgdata=options.set_aside_pgdata,
         claim_pgdata=options.claim_pgdata,
         postgres_user=None if account is None else account.name,

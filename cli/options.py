@@ -72,6 +72,7 @@ class Options(msgspec.Struct, frozen=True):
     lfc_store: str | None = None
     lfc_offload_on_stop: bool = False
     safekeeper_check_timeout_s: float = DEFAULT_SAFEKEEPER_CHECK_S
+    warms_memory: bool = True
     installed_extensions_collection_interval: int = DEFAULT_COLLECTION_INTERVAL_S
     control_plane_uri: str | None = None
     control_plane_token: Secret = Secret("")
@@ -248,6 +249,10 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         "--installed-extensions-collection-interval", type=_u64, default=DEFAULT_COLLECTION_INTERVAL_S, metavar="SECONDS",
         help="installed extensions are counted after the start and each time twice as long after the last time; "
         f"`suspend_timeout_seconds` of a Primary's spec replaces it (default, also for 0: {DEFAULT_COLLECTION_INTERVAL_S})",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-memory-prewarm", dest="warms_memory", action="store_false",
+        help="a node without a spec does not run a Postgres of its own while it waits",
     )  # fmt: skip
     group.add_argument("--log-format", choices=LOG_FORMATS, default="auto", help="auto: human on a terminal")
 

@@ -17,6 +17,13 @@ class InspectPgdata(Message, frozen=True):
     """Lock the folder and judge it, before anything else happens."""
 
 
+class WarmMemory(Message, frozen=True):
+    """Run a Postgres for nobody while there is no spec, so that the start finds the machine warm.
+
+    Nobody answers; PreparePgdata and StopPostgres break it off.
+    """
+
+
 class CheckConfiguration(Message, frozen=True):
     """Would Postgres take the configuration of this spec? Changes nothing.
 

@@ -57,6 +57,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
     lfc_store: str | None = None
     """Folder for the states of caches, where the spec names no endpoint storage."""
     lfc_offload_on_stop: bool = False
+    warms_memory: bool = True
+    """An empty node runs a Postgres of its own while it waits for a spec."""
     oom_score_adj: int | None = None
     """What the OOM killer thought of this process when it started; None where that cannot be known."""
 

@@ -91,6 +91,8 @@ class Node:
     control_plane: str | None = None
     """Who is asked for the config in place of the file."""
     log_begins_at: int = 0
+    warms_memory: bool = False
+    """It takes time, which few tests are about."""
     panics: bool = False
     """On purpose: then its log may say what no log should."""
     secrecy: Secrecy = field(default_factory=Secrecy)
@@ -133,6 +135,7 @@ class Node:
                 "--internal-http-port",
                 str(self.internal_port),
             ),
+            *(() if self.warms_memory else ("--no-memory-prewarm",)),
             *self.flags,
         ]
 

@@ -21,6 +21,7 @@ from ...messages.postgres import (
     StartPostgres,
     StopPostgres,
     SyncSafekeepers,
+    WarmMemory,
 )
 from ...messages.promotion import PromotePostgres
 from ...messages.settings import NodeSettings, SourceName
@@ -104,6 +105,7 @@ PostgresMessage: TypeAlias = (
     | SyncDue
     | SyncSafekeepers
     | Synced
+    | WarmMemory
 )
 
 CANCELLED: Final = "it was broken off"
@@ -178,6 +180,7 @@ class PostgresProcess(Actor[PostgresMessage]):
             Work.QUORUM: lambda cancellation: QuorumSeen(port.check_safekeepers(_spec(begin), cancellation)),
             Work.SYNC: partial(_sync, port, begin),
             Work.PREPARE: partial(_prepare, port, begin),
+            Work.WARM: _ended(Work.WARM, port.warm),
             Work.LOGS: _ended(Work.LOGS, partial(port.pump_logs, self._space_refused)),
             Work.LAUNCH: partial(_launch, port, begin),
             Work.AWAIT_READY: partial(_await_ready, port, begin.limit_s),
@@ -289,6 +292,7 @@ _FAILED: Final[dict[Work, OnFailure]] = {
     Work.LOGS: _pump_over,
     Work.DISK: lambda error: DiskUnknown(_text(error)),
     Work.SETTLE: _not_done(Work.SETTLE),
+    Work.WARM: _not_done(Work.WARM),
     Work.KILL: _not_done(Work.KILL),
     Work.TIDY: _not_done(Work.TIDY),
     Work.CORES: _not_done(Work.CORES),

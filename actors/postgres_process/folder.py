@@ -23,6 +23,7 @@ from .pgdata import (
     PLACING,
     TEMPORARY,
     TOKEN,
+    WARMUP,
     Facts,
     Place,
     Recovery,
@@ -60,6 +61,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self._named(OLD)
 
     @property
+    def warmup(self) -> str:
+        """Where an empty node runs the Postgres that warms its memory; never in a mount point."""
+        return f"{self.pgdata}{WARMUP}"
+
+    @property
     def placing(self) -> str:
         """What is being moved up; only in a mount point."""
         return f"{self.pgdata}/{PLACING}"
@@ -88,6 +94,11 @@ def look(paths: Paths) -> Place:
         placing=_facts(paths.placing, paths) if paths.is_mount else Facts(paths.placing),
         asides=tuple(sorted(int(match[1]) for match in found if match)),
     )
+
+
+def facts_of(path: str, paths: Paths) -> Facts:
+    """Look at one folder beside PGDATA. Raises OSError."""
+    return _facts(path, paths)
 
 
 def is_mount(path: str) -> bool:

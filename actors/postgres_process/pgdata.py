@@ -17,6 +17,7 @@ MARKER: Final = "compute_node.complete.json"
 BUILDING: Final = ".building"
 OLD: Final = ".old"
 PLACING: Final = ".placing"
+WARMUP: Final = ".warmup"
 TEMPORARY: Final = ".compute_node-"
 """How the names of files begin that we are still writing."""
 OWN_NAMES: Final = frozenset({TOKEN, MARKER, BUILDING, OLD, PLACING})

@@ -112,6 +112,13 @@ class Port(Protocol):
         """
         ...
 
+    def warm(self, cancellation: Cancellation) -> None:
+        """Run a Postgres over a new cluster until it is ready, and end it; `prepare` may take the cluster over.
+
+        Raises PostgresError; nothing is left of what it ran.
+        """
+        ...
+
     def pump_logs(self, no_space: Callable[[], None], cancellation: Cancellation) -> None:
         """Hand what Postgres writes to the log, from before `launch` until the end of its output.
 

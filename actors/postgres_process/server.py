@@ -17,7 +17,7 @@ from ...messages.lifecycle import EXIT_FAILED
 from ...messages.planning import SettingsCompared
 from ...messages.postgres import PgdataKind, StopRung
 from ...messages.settings import NodeSettings, SourceName
-from ...messages.spec import ComputeSpec, Mode
+from ...messages.spec import Cluster, ComputeSpec, Mode
 from ...postgres.accounts import Account, first_closed_parent, missing_passwd_entry
 from ...postgres.binaries import Binaries
 from ...postgres.conf import (
@@ -44,7 +44,19 @@ from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
 from .lock import FolderLock
 from .logs import Framer, Pump, show
-from .pgdata import MARKER, TOKEN, Foreign, Place, Seal, SetAside, Usable, Wish, judge, recovery
+from .pgdata import (
+    MARKER,
+    TOKEN,
+    Foreign,
+    Place,
+    Seal,
+    SetAside,
+    Usable,
+    Wish,
+    is_leftover_of,
+    judge,
+    recovery,
+)
 from .port import (
     Exit,
     Launch,
@@ -69,10 +81,14 @@ from .run_folders import (
     unlink_shared_memory,
 )
 from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
-from .sources.initdb import InitdbSource
+from .sources.initdb import InitdbSource, TemplateSource
 from .sources.upstream import UpstreamSource
 
 CHECK_TIMEOUT_S: Final = 30.0
+NO_SPEC: Final = ComputeSpec(
+    format_version=1.0, cluster=Cluster(roles=(), databases=()), suspend_timeout_seconds=-1
+)
+"""For an initdb in advance: none of them looks at it."""
 REFUSED_AUTO_CONF: Final = f"{checking.AUTO_CONF}.refused"
 SPACE_NEEDED: Final = 64 << 20
 """Bytes that a new cluster takes, roughly."""
@@ -129,6 +145,10 @@ class Server(Port):
         self._at_least: tuple[tuple[str, int], ...] = ()
         """What a hot standby needs of the settings that its primary has."""
         self._built = False
+        self._template: str | None = None
+        """A new cluster that was made in advance, and that nobody has touched."""
+        self._warms = False
+        """The folder for warming is there, and ours."""
         self._tamed: str | None = None
         self._start_lsn = 0
         """Where a base backup is to begin; 0: at the latest."""
@@ -183,6 +203,7 @@ class Server(Port):
             orphans.end(
                 (self._pgdata, self._paths.built, self._paths.building, self._paths.old), cancellation
             )
+            self._clear_warmup(cancellation)
             cancellation.reach(Failpoint.INSPECT_CLEARED)
             plan = recovery(place, self._wish)
             if plan.move_forward or plan.move_back:
@@ -200,6 +221,14 @@ class Server(Port):
         self._keeps = judgement.kind is PgdataKind.OURS_COMPLETE and not self._wish.fresh
         self._promoted = self._keeps and self._settings.source is SourceName.UPSTREAM
         return judgement.kind
+
+    def _clear_warmup(self, cancellation: Cancellation) -> None:
+        """Remove what a killed life was warming with."""
+        place = self._paths.warmup
+        if self._paths.is_mount or self._warmup_is_taken():
+            return
+        orphans.end((place, f"{place}/data"), cancellation)
+        folder.remove(place)
 
     def _judge(self, place: Place) -> Usable | SetAside:
         judgement = judge(place, self._wish)
@@ -495,6 +524,47 @@ class Server(Port):
         code = None if result.code == 0 else launcher.describe_code(result.code)
         return read_lsn(code, result.output, tuple(last))
 
+    # --- Warming
+
+    @override
+    def warm(self, cancellation: Cancellation) -> None:
+        from . import warming
+
+        if self._paths.is_mount or self._warmup_is_taken():
+            log.info("the memory is not warmed: there is no place for it beside %s", self._pgdata)
+            return
+        self._require_space()
+        log.info("prewarming VM memory")
+        place = self._paths.warmup
+        quiet = Cancellation()  # a failpoint of the start that follows is not for this
+        cancellation.on_request(quiet.request)
+        self._warms = True
+        folder.remove(place)
+        folder.make_folder(place, self._account)
+        folder.seal(place, TOKEN, self._seal(), self._account, sync=False)
+        template = f"{place}/{warming.TEMPLATE}"
+        env = environment(os.environ)
+        initdb = InitdbSource(self._binaries, self._starter, self._target.user, env)
+        try:
+            initdb.build(template, NO_SPEC, quiet, sync=True)
+        except SourceError as error:
+            raise PostgresError(str(error)) from error
+        if self._settings.source is SourceName.INITDB and not self._keeps:
+            self._template = template
+        warmer = warming.Warmer(self._binaries, self._starter, self._account, self._sink, env, place)
+        warmer.run(quiet, neon=self._is_neon())
+        log.info("done prewarming vm memory")
+
+    def _warmup_is_taken(self) -> bool:
+        return not is_leftover_of(folder.facts_of(self._paths.warmup, self._paths), self._wish)
+
+    def _discard_warmup(self) -> None:
+        """Remove what warming has made, the template too."""
+        self._template = None
+        if self._warms:
+            folder.remove(self._paths.warmup)
+            self._warms = False
+
     # --- Preparing
 
     @override
@@ -565,6 +635,8 @@ class Server(Port):
                 env,
                 before_copying=self._make_room,
             )
+        if self._template is not None:
+            return TemplateSource(self._template)
         return InitdbSource(self._binaries, self._starter, user, env)
 
     def _make_room(self) -> None:
@@ -622,6 +694,7 @@ class Server(Port):
             orphans.end((self._pgdata,), cancellation)
         cancellation.reach(Failpoint.LAUNCH_CLEARED)
         self._put_in_place(cancellation)
+        self._discard_warmup()
         cancellation.reach(Failpoint.LAUNCH_PLACED)
         self._write_files(spec, conf, cancellation)
         cancellation.reach(Failpoint.FILES_WRITTEN)
@@ -851,6 +924,7 @@ class Server(Port):
             orphans.end((self._pgdata,), cancellation, ladder=SWEEP)
         cancellation.reach(Failpoint.TIDY_SWEPT)
         self._discard_built()
+        self._discard_warmup()
         if self._shared_memory is not None:
             unlink_shared_memory(self._pgdata, self._shared_memory, self._account)
             self._shared_memory = None

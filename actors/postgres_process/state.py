@@ -40,6 +40,7 @@ from ...messages.postgres import (
     StopPostgres,
     StopRung,
     SyncSafekeepers,
+    WarmMemory,
 )
 from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, PromotePostgres
 from ...messages.spec import ComputeSpec, Mode
@@ -116,6 +117,7 @@ TAKEN_IN: Final[dict[type[Message], frozenset[Phase]]] = {
     ),
     CompareSettings: frozenset({Phase.RUNNING}),
     PreparePgdata: frozenset({Phase.INSPECTED}),
+    WarmMemory: frozenset({Phase.INSPECTED}),
     StartPostgres: frozenset({Phase.PREPARED}),
     InstallConfiguration: frozenset({Phase.RUNNING}),
     PromotePostgres: frozenset({Phase.RUNNING}),
@@ -220,6 +222,8 @@ class ProcessState(msgspec.Struct, frozen=True):
     preparing: ComputeSpec | None = None
     """What the preparation under way is for."""
     attempt: int = 0
+    after_warming: bool = False
+    """The attempt begins when the warming, which was broken off, has ended."""
     start_lsn: int = 0
     """Where it begins; 0: at the latest."""
     sync_began_s: float = 0.0
@@ -317,8 +321,8 @@ class _Turn:
                 self.tell(SafekeeperSyncFailed(f"the safekeepers cannot be synced: {reason}"))
             case PromotePostgres(operation):
                 self.tell(PostgresPromotionFailed(operation, f"Postgres cannot be promoted: {reason}"))
-            case SettleConfiguration():
-                pass  # what does not run has nothing to be settled
+            case SettleConfiguration() | WarmMemory():
+                pass  # what does not run has nothing to be settled; what starts is warm soon
             case _:
                 msg = f"{type(message).__name__} has no refusal"
                 raise TypeError(msg)
@@ -334,6 +338,11 @@ class _Turn:
                 self.compare(message)
             case PreparePgdata(operation, spec):
                 self.prepare(operation, spec)
+            case WarmMemory():
+                if Work.WARM not in self.state.work:
+                    self.begin(Work.WARM)
+            case Done(Work.WARM):
+                self.warmed()
             case AttemptDue(operation, attempt):
                 if self.state.phase is Phase.PREPARING and operation == self.state.operation:
                     self.attempt(attempt)
@@ -406,6 +415,7 @@ class _Turn:
     def prepare(self, operation: int, spec: ComputeSpec) -> None:
         self.set(phase=Phase.PREPARING, operation=operation, preparing=spec)
         self.set(sync_tries=0, sync_began_s=self.now_s, stages=PgdataStages())
+        self.cancel(Work.WARM)
         if self.state.has_safekeepers and spec.compute_mode is Mode.PRIMARY:
             self.begin(Work.QUORUM, spec)
         else:
@@ -416,8 +426,14 @@ class _Turn:
         self.attempt(1)
 
     def attempt(self, number: int) -> None:
-        self.set(attempt=number)
-        self.begin(Work.PREPARE, self.state.preparing, start_lsn=self.state.start_lsn)
+        self.set(attempt=number, after_warming=Work.WARM in self.state.work)
+        if not self.state.after_warming:
+            self.begin(Work.PREPARE, self.state.preparing, start_lsn=self.state.start_lsn)
+
+    def warmed(self) -> None:
+        """Go on with the preparation that has waited: both use the same folders."""
+        if self.state.phase is Phase.PREPARING and self.state.after_warming:
+            self.attempt(self.state.attempt)
 
     def prepared(self, outcome: Prepared | PreparationFailed) -> None:
         if self.state.phase is not Phase.PREPARING:

@@ -7,6 +7,7 @@ class Work(Enum):
     """One kind of job; the value is its name in logs."""
 
     INSPECT = "inspect PGDATA"
+    WARM = "warm the memory"
     CHECK = "check the configuration"
     QUORUM = "ask the safekeepers where the log ends"
     SYNC = "sync the safekeepers"
@@ -28,6 +29,7 @@ class Work(Enum):
 ENDED_BY_A_STOP = frozenset(
     {
         Work.INSPECT,
+        Work.WARM,
         Work.CHECK,
         Work.COMPARE,
         Work.QUORUM,

@@ -13,6 +13,7 @@ from ...messages.postgres import (
     InspectPgdata,
     PgdataInspected,
     PgdataRefused,
+    WarmMemory,
 )
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped, StartServing
 from .effects import (
@@ -45,6 +46,8 @@ def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
     turn.set(phase=Phase.UP)
     if turn.state.spec is None:
         head_start_ended(turn, HeadStartEnded(), None)
+        if turn.state.settings.warms_memory:
+            turn.tell(POSTGRES, WarmMemory())
     else:
         turn.begin(turn.state.spec, asked=False)
         turn.effects.append(After(HEAD_START_S, HeadStartEnded()))

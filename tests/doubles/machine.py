@@ -631,6 +631,12 @@ class SimulatedServer(server.Server):
         return SettingsCompared(refused=self.machine.faults.conf_refused)
 
     @override
+    def warm(self, cancellation: Cancellation) -> None:
+        self.machine.take("warm", self.machine.faults.warm_takes_s, cancellation)
+        if self.machine.faults.warm_fails is not None:
+            raise PostgresError(self.machine.faults.warm_fails)
+
+    @override
     def _is_neon(self) -> bool:
         return False
 

@@ -47,6 +47,8 @@ class Faults:
     initdb_takes_s: float = 0.0
     passing_failures: int = 0
     """So many attempts to make PGDATA fail in a way that may pass."""
+    warm_fails: str | None = None
+    warm_takes_s: float = 0.0
     launch_fails: str | None = None
     launch_takes_s: float = 0.0
     ready_after_s: float = 0.0
@@ -182,6 +184,12 @@ class FakeServer(Port):
             msg = "the connection was cut"
             raise PassingError(msg)
         return Preparation(kept=False)
+
+    @override
+    def warm(self, cancellation: Cancellation) -> None:
+        self._take("warm", self.faults.warm_takes_s, cancellation)
+        if self.faults.warm_fails is not None:
+            raise PostgresError(self.faults.warm_fails)
 
     @override
     def pump_logs(self, no_space: Callable[[], None], cancellation: Cancellation) -> None:

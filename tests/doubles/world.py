@@ -491,6 +491,8 @@ class World:
         if chance() < 0.5:
             return
         faults.initdb_takes_s = self.random.choice([0.0, 2.0])
+        faults.warm_takes_s = self.random.choice([0.0, 2.0, 600.0])
+        faults.warm_fails = "no memory" if chance() < 0.1 else None
         faults.ready_after_s = self.random.choice([0.0, 3.0, 30.0])
         faults.launch_takes_s = self.random.choice([0.0, 1.0])
         faults.orphan_takes_s = self.random.choice([0.0, 5.0, 100.0])

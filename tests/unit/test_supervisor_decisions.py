@@ -96,6 +96,7 @@ from compute_node.messages.postgres import (
     StopPostgres,
     StopRung,
     SyncSafekeepers,
+    WarmMemory,
 )
 from compute_node.messages.promotion import (
     PostgresPromoted,
@@ -135,6 +136,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
         PromotePostgres,
         SettleConfiguration,
         StopPostgres,
+        WarmMemory,
         SyncSafekeepers,
     ),
     CONFIGURATOR: (
@@ -297,7 +299,10 @@ def test_the_programs_of_postgres_begin_before_what_is_heavy_is_loaded() -> None
 def test_without_a_spec_nothing_is_waited_for() -> None:
     life = Life()
     life.hear(Boot(None), PgdataInspected(PgdataKind.ABSENT))
-    assert [message for _, message in life.told[-2:]] == [StartServing(), MakeReady()]
+    assert [message for _, message in life.told[-3:]] == [StartServing(), MakeReady(), WarmMemory()]
+    cold = Life(warms_memory=False)
+    cold.hear(Boot(None), PgdataInspected(PgdataKind.ABSENT))
+    assert not cold.has_told(WarmMemory)
 
 
 def test_a_node_that_closes_during_the_head_start_does_not_begin_to_serve() -> None:

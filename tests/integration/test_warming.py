@@ -1,0 +1,137 @@
+"""An empty node warms the machine's memory with a Postgres of its own, and keeps what its initdb made for the start."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from compute_node.actors.postgres_process.sources.initdb import InitdbSource, SourceError
+from compute_node.actors.postgres_process.work import Work
+from compute_node.messages.postgres import (
+    PgdataPrepared,
+    PostgresStopped,
+    PreparePgdata,
+    StopPostgres,
+    WarmMemory,
+)
+from compute_node.postgres.binaries import Binaries
+
+from fix_node import MakeNode, spec
+from fix_postgres import wait_until
+from fix_process import MakeProcess, Process, fast_spec
+
+LIMIT_S = 50.0
+
+
+def warmup(process: Process) -> Path:
+    return Path(f"{process.pgdata}.warmup")
+
+
+def begin(process: Process) -> None:
+    process.inspect()
+    process.ref.tell(WarmMemory())
+    wait_until(lambda: Work.WARM in process.actor.state.work or warmup(process).exists(), "it has begun")
+
+
+def warmed(process: Process) -> bool:
+    return Work.WARM not in process.actor.state.work
+
+
+def identifier(binaries: Binaries, pgdata: Path) -> str:
+    said = subprocess.run(
+        [binaries.sibling("pg_controldata"), pgdata], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    return next(line for line in said.splitlines() if "system identifier" in line)
+
+
+def test_what_its_initdb_made_is_what_the_start_serves_and_nothing_else_of_it_is_left(
+    make_process: MakeProcess,
+    binaries15: Binaries,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    process = make_process(binaries15)
+    begin(process)
+    wait_until(lambda: warmed(process), "the memory is warm", LIMIT_S)
+    assert "done prewarming vm memory" in caplog.text
+    assert process.sink.alive == [], "it is waited for"
+    made = identifier(binaries15, warmup(process) / "template")
+    monkeypatch.setattr(InitdbSource, "build", _no_initdb)
+    prepared = process.prepare()
+    assert isinstance(prepared, PgdataPrepared), prepared
+    process.launch()
+    assert process.query("SELECT 1") == [(1,)]
+    assert identifier(binaries15, process.pgdata) == made
+    assert not warmup(process).exists()
+
+
+def _no_initdb(*_: object, **__: object) -> None:
+    msg = "initdb was run again"
+    raise SourceError(msg)
+
+
+@pytest.mark.parametrize("program", ["initdb", "postgres"])
+def test_a_spec_that_comes_meanwhile_breaks_it_off_and_is_served(
+    make_process: MakeProcess, binaries15: Binaries, program: str
+) -> None:
+    process = make_process(binaries15)
+    begin(process)
+    wait_until(lambda: _runs(warmup(process), program), f"its {program} runs", LIMIT_S)
+    prepared = process.tell(PreparePgdata(1, fast_spec()), PgdataPrepared)
+    assert not prepared.kept
+    process.launch()
+    assert process.query("SELECT 1") == [(1,)]
+    assert not warmup(process).exists()
+
+
+def _runs(folder: Path, program: str) -> bool:
+    for process in psutil.process_iter():
+        try:
+            if process.name() == program and str(folder) in " ".join(process.cmdline()):
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+def test_a_stop_meanwhile_leaves_nothing_of_it(make_process: MakeProcess, binaries15: Binaries) -> None:
+    process = make_process(binaries15)
+    begin(process)
+    wait_until(lambda: _runs(warmup(process), "postgres"), "its Postgres runs", LIMIT_S)
+    process.tell(StopPostgres(20.0), PostgresStopped)
+    assert not warmup(process).exists()
+    assert not _runs(warmup(process), "postgres")
+
+
+def test_what_a_killed_node_was_warming_with_is_cleared_away_by_the_next_and_a_strangers_is_not(
+    make_process: MakeProcess, binaries15: Binaries
+) -> None:
+    process = make_process(binaries15)
+    begin(process)
+    wait_until(lambda: warmed(process), "the memory is warm", LIMIT_S)
+    process.abandon()
+    assert warmup(process).exists()
+    again = make_process(binaries15)
+    again.inspect()
+    assert not warmup(again).exists()
+    warmup(again).mkdir()
+    (warmup(again) / "letter").write_text("dear")
+    again.ref.tell(WarmMemory())
+    assert isinstance(again.prepare(), PgdataPrepared)
+    assert (warmup(again) / "letter").read_text() == "dear"
+    again.stop()
+    shutil.rmtree(warmup(again))
+
+
+def test_an_empty_node_serves_at_once_and_starts_from_what_it_has_made(
+    make_node: MakeNode, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15)
+    node.warms_memory = True
+    node.write_config(None)
+    node.start().await_status("empty")
+    wait_until(lambda: "done prewarming vm memory" in node.log, "the memory is warm", LIMIT_S)
+    document = {"spec": spec(), "compute_ctl_config": {"jwks": {"keys": []}}}
+    assert node.call("POST", "/configure", document).status == 200
+    assert node.stop() == 0
