@@ -491,8 +491,6 @@ class World:
         if chance() < 0.5:
             return
         faults.initdb_takes_s = self.random.choice([0.0, 2.0])
-        faults.warm_takes_s = self.random.choice([0.0, 2.0, 600.0])
-        faults.warm_fails = "no memory" if chance() < 0.1 else None
         faults.ready_after_s = self.random.choice([0.0, 3.0, 30.0])
         faults.launch_takes_s = self.random.choice([0.0, 1.0])
         faults.orphan_takes_s = self.random.choice([0.0, 5.0, 100.0])
@@ -501,6 +499,7 @@ class World:
         faults.conf_refused = "setting foo: no" if chance() < 0.1 else None
         faults.initdb_fails = "no space" if chance() < 0.1 else None
         faults.launch_fails = "no such file" if chance() < 0.1 else None
+        faults.warm_takes_s, faults.warm_fails = 300 * faults.initdb_takes_s, faults.launch_fails
         faults.folder_refused = self.random.choice([1, 75]) if chance() < 0.05 else None
         faults.exits_after_s = 4.0 if chance() < 0.1 else None
         self.servers.taken = "port 3080 is taken" if chance() < 0.1 else None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from compute_node.actors.postgres_process.sources.initdb import InitdbSource, SourceError
+from compute_node.actors.postgres_process.sources import SourceError
+from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.actors.postgres_process.work import Work
 from compute_node.messages.postgres import (
     PgdataPrepared,
