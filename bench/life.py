@@ -17,6 +17,7 @@ def measure(count: int = ROUNDS) -> list[Row]:
     """Let a node with a spec, one that gets it over HTTP, and a cluster by hand live and end by turns."""
     starts: list[float] = []
     binds: list[float] = []
+    warm_binds: list[float] = []
     floors: list[float] = []
     stops: list[float] = []
     pg_ctl_stops: list[float] = []
@@ -28,9 +29,15 @@ def measure(count: int = ROUNDS) -> list[Row]:
             stops.append(made.terminate())
 
     def bind() -> None:
-        with node(None) as made:
+        with node(None, "--no-memory-prewarm") as made:
             made.heard("no compute spec provided, waiting")
             binds.append(made.configure(spec()))
+            made.terminate()
+
+    def warm_bind() -> None:
+        with node(None) as made:
+            made.heard("done prewarming vm memory")
+            warm_binds.append(made.configure(spec()))
             made.terminate()
 
     def floor() -> None:
@@ -38,10 +45,11 @@ def measure(count: int = ROUNDS) -> list[Row]:
             floors.append(cluster.start())
             pg_ctl_stops.append(cluster.stop())
 
-    rounds("start, bind, stop", count, start, floor, bind)
+    rounds("start, bind, stop", count, start, floor, bind, warm_bind)
     return [
         compared("start: exec to `running`, empty spec", starts, floors, "initdb + postgres", 1.10),
         compared("bind: `POST /configure` to `running`", binds, floors, "initdb + postgres", 1.05),
+        compared("bind of a warm pool: the same", warm_binds, floors, "initdb + postgres", 0.3),
         compared("stop: `/terminate?mode=immediate`", stops, pg_ctl_stops, "pg_ctl stop -m fast", 1.30),
     ]
 

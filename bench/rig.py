@@ -149,7 +149,7 @@ def spec(
 class Node:
     """A node as a process; `started_s` is when it was executed."""
 
-    def __init__(self, where: Path, document: Mapping[str, Any] | None) -> None:
+    def __init__(self, where: Path, document: Mapping[str, Any] | None, *flags: str) -> None:
         self.pgdata = where / "pgdata"
         self.port, self._http_port, internal_port = free_port(), free_port(), free_port()
         key = where / "key.pem"
@@ -165,6 +165,7 @@ class Node:
             *("-D", str(self.pgdata), "-c", str(where / "config.json"), "-b", discover().postgres),
             *("-C", f"postgresql://{USER}@localhost:{self.port}/postgres"),
             *("--external-http-port", str(self._http_port), "--internal-http-port", str(internal_port)),
+            *flags,
         ]
         installed = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
         self.started_s = time.perf_counter()
@@ -256,10 +257,10 @@ def end_at_once(postmaster: int) -> None:
 
 
 @contextlib.contextmanager
-def node(document: Mapping[str, Any] | None) -> Iterator[Node]:
+def node(document: Mapping[str, Any] | None, *flags: str) -> Iterator[Node]:
     """Run a node meanwhile."""
     with folder() as where:
-        made = Node(where, document)
+        made = Node(where, document, *flags)
         try:
             yield made
         finally:
