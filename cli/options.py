@@ -187,7 +187,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="{pageserver,initdb,upstream}",
         help="where its content comes from (default pageserver)",
     )
-    folder.add_argument("--fresh", action="store_true", help="initdb: build it anew even if it is there")
+    folder.add_argument(
+        "--fresh", action="store_true", help="build it anew even if it holds data that is nowhere else"
+    )
     folder.add_argument(
         "--set-aside-pgdata",
         action="store_true",

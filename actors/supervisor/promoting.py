@@ -153,6 +153,10 @@ def postgres_promoted(turn: Turn, message: PostgresPromoted, _: int | None) -> N
         turn.end_promotion(times)
         return
     turn.set(spec=request.spec, promoted=(request, None))
+    if turn.state.status is not Status.RUNNING:
+        text = f"the node is a primary now, and its spec is not applied: it is in status {turn.state.status.text}"
+        turn.end_promotion(PromoteFailed(text))
+        return
     turn.set(promotion=replace(promotion, step=PromotionStep.CONFIGURING, times=times, since_s=turn.now_s))
     turn.move(Event.SPEC_TAKEN)
     turn.move(Event.RECONFIGURATION_BEGAN)

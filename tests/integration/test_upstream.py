@@ -23,6 +23,8 @@ from compute_node.messages.spec import ComputeSpec, StaticMode
 from compute_node.postgres.binaries import Binaries
 
 from doubles import canaries
+from fix_node import MakeNode
+from fix_node import spec as a_spec
 from fix_postgres import Cluster, MakeCluster, wait_until
 from fix_process import MakeProcess, fast_spec
 
@@ -135,6 +137,35 @@ def test_a_replica_that_does_not_catch_up_is_not_promoted(
     assert isinstance(failed, PostgresPromotionFailed)
     assert failed.error.startswith("didn't catch up with primary in 20 retries: it has replayed 0/")
     assert process.query("SELECT pg_is_in_recovery()") == [(True,)]
+
+
+def test_a_node_that_follows_is_promoted_over_http_and_comes_back_as_a_primary(
+    make_node: MakeNode, primary: Cluster, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15, "--source", "upstream", "--dev")
+    fields = {"upstream_conninfo": conninfo(primary).reveal()}
+    node.run(a_spec(mode="Replica", **fields))
+    node.look_for_secrets()
+    primary.query("INSERT INTO t VALUES (2)")
+    ((end,),) = primary.query("SELECT pg_current_wal_flush_lsn()::text")
+    wait_until(lambda: node.query("SELECT count(*) FROM t") == [(2,)], "the node follows")
+    primary.stop()
+
+    wrong = node.call("POST", "/promote", {"spec": a_spec(mode="Replica"), "wal_flush_lsn": end})
+    assert (wrong.status, wrong.body["error"]) == (400, "the spec of the new primary has the mode replica")
+    new = a_spec(cluster={"roles": [{"name": "alice"}]}, **fields)
+    request = {"spec": new, "wal_flush_lsn": end}
+    promoted = node.call("POST", "/promote", request)
+    assert promoted.status == 200, promoted.body
+    assert promoted.body["status"] == "completed"
+    assert set(promoted.body) >= {"lsn_wait_time_ms", "pg_promote_time_ms", "reconfigure_time_ms"}
+    assert node.call("POST", "/promote", request).body == promoted.body
+    assert node.query("SELECT count(*) FROM pg_roles WHERE rolname = 'alice'") == [(1,)]
+    assert node.stop() == 0
+
+    node.run(new)
+    assert node.query("SELECT count(*), pg_is_in_recovery() FROM t") == [(2, False)]
+    assert node.stop() == 0
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

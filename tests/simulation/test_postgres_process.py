@@ -18,6 +18,7 @@ from compute_node.actors.postgres_process.state import (
     TAKEN_IN,
     Phase,
 )
+from compute_node.actors.postgres_process.work import Work
 from compute_node.messages.base import Message
 from compute_node.messages.lifecycle import Condition, ConditionCleared, ConditionRaised
 from compute_node.messages.metrics import DISK_FREE
@@ -47,6 +48,7 @@ from compute_node.messages.postgres import (
     StopPostgres,
     StopRung,
     SyncSafekeepers,
+    WarmMemory,
 )
 from compute_node.messages.settings import SourceName
 from compute_node.messages.spec import StaticMode
@@ -812,3 +814,34 @@ def test_a_second_order_to_sync_at_the_end_is_refused() -> None:
     world.rest(5.0)
     assert world.names()["SafekeepersSynced"] == 1
     assert world.names()["SafekeeperSyncFailed"] == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("fails", [None, "no memory"])
+def test_a_start_breaks_the_warming_off_and_waits_for_its_end(seed: int, fails: str | None) -> None:
+    world = World(seed, Faults(warm_takes_s=600.0, warm_fails=fails))
+    world.starter.starts = False
+    world.begin()
+    world.until(PgdataInspected)
+    world.postgres.tell(WarmMemory())
+    world.runtime.run(until=lambda: "warm" in world.server.begun)
+    world.postgres.tell(PreparePgdata(1, SPEC))
+    world.until(PgdataPrepared, PgdataFailed)
+    assert isinstance(world.starter.told[-1], PgdataPrepared)
+    ended = [line.partition("job ")[2] for line in world.runtime.trace if "job '" in line]
+    assert ended.index("'warm the memory' ended") < ended.index("'prepare PGDATA' ended"), (
+        "they share folders"
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_stop_breaks_the_warming_off(seed: int) -> None:
+    world = World(seed, Faults(warm_takes_s=600.0))
+    world.starter.starts = False
+    world.begin()
+    world.until(PgdataInspected)
+    world.postgres.tell(WarmMemory())
+    world.runtime.run(until=lambda: "warm" in world.server.begun)
+    world.postgres.tell(StopPostgres(20.0))
+    world.until(PostgresStopped)
+    assert Work.WARM not in world.actor.state.work

@@ -1739,6 +1739,15 @@ def test_a_promoted_node_whose_spec_was_not_applied_goes_on_from_there() -> None
     assert isinstance(life.answers[again], Promoted)
 
 
+def test_a_node_that_is_promoted_in_another_status_is_told_so_and_may_be_asked_again() -> None:
+    life, waiter = promoting(BY_SPEC)
+    life.state = replace(life.state, status=Status.REFRESH_CONFIGURATION_PENDING)
+    life.hear(PostgresPromoted(life.operation, 7, 9))
+    assert "in status refresh-configuration-pending" in life.answers[waiter].error
+    assert not life.has_told(InstallConfiguration)
+    assert life.state.attempt is None
+
+
 def test_a_spec_that_postgres_would_refuse_is_refused_before_anything_changes() -> None:
     life = running(REPLICA)
     waiter = life.hear(BY_SPEC)
