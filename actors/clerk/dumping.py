@@ -56,9 +56,3 @@ def password_file(target: Target, account: Account | None) -> Iterator[int | Non
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def one_line(text: str) -> str:
-    """Put what a program said into one line that is not too long."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_SAID else line[:MAX_SAID] + " …"
