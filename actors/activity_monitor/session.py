@@ -29,9 +29,9 @@ LIMIT_S: Final = 1.0
 HELD_UP_S: Final = 1.5
 """When a look took this long, it was this process that did not run."""
 OPTIONS: Final = ("idle_session_timeout=0", "jit=off")
+"""On top of those of every connection: it is idle most of the time, and its query is small."""
 MAX_SAID: Final = 500
 """Characters of an error that are repeated."""
-"""On top of those of every connection: it is idle most of the time, and its query is small."""
 
 SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)
 PROTOCOL_3: Final = 196608
