@@ -17,7 +17,7 @@ from compute_node.actors.configurator.model import (
     RoleState,
 )
 from compute_node.actors.configurator.operations import DefaultTarget, GrantTarget, Phase
-from compute_node.actors.configurator.phases import Plan, Visit, plan, plan_visit
+from compute_node.actors.configurator.phases import Plan, Visit, is_clean, plan, plan_visit
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import (
     Audit,
@@ -658,6 +658,36 @@ def test_what_is_dropped_is_decided_by_the_mark(mark: Mark | None, noted: bool, 
     found = planned(subscribed(("x", 7), ("x", 8), mark=mark), branch())
     assert any(type(operation) is op.NoteSubscriptions for operation in found.operations) == noted
     assert dropping(found).get("x", frozenset()) == dropped
+
+
+@pytest.mark.parametrize(
+    ("mark", "clean"),
+    [
+        (None, False),
+        (Mark("a" * 32), False),
+        (Mark("b" * 32), True),
+        (Mark("b" * 32, frozenset({7})), False),
+        (Mark("b" * 32, frozenset({8})), True),
+        (Mark("b" * 32, frozenset({99})), True),
+    ],
+    ids=["no mark", "of another branch", "done", "one is left", "one is left where it cannot work", "gone"],
+)
+def test_a_branch_is_clean_when_nothing_inherited_is_left_that_could_work(
+    mark: Mark | None,
+    clean: bool,  # noqa: FBT001 - a case
+) -> None:
+    known = subscribed(("open", 7), ("shut", 8), shut={"connectable": False}, mark=mark)
+    assert is_clean(known, branch()) is clean
+    assert is_clean(known, msgspec.structs.replace(branch(), drop_subscriptions_before_start=False))
+    assert is_clean(msgspec.structs.replace(known, subscriptions=frozenset()), branch())
+
+
+def test_a_closed_database_is_dropped_unless_it_has_subscriptions() -> None:
+    known = subscribed(("doomed", 7), ("kept", 8), doomed={"connectable": False})
+    wanted = spec(DeltaOp("delete_db", "doomed"))
+    assert planned(known, wanted).operations == ()
+    others = msgspec.structs.replace(known, subscriptions=frozenset({("kept", 8)}))
+    assert planned(others, wanted).operations == (op.DropDatabase("doomed"),)
 
 
 def test_without_the_flag_no_subscription_is_touched_and_nothing_is_noted() -> None:
