@@ -746,8 +746,10 @@ def test_a_mark_that_a_user_could_have_written_is_not_trusted() -> None:
     found = planned(known, branch())
     assert (found.operations, found.visits) == ((), ())
     assert [refusal.describe() for refusal in found.refusals] == [
-        "the list of inherited subscriptions: it cannot be kept: schema neon and table"
-        " neon.drop_subscriptions_done must belong to a superuser; give it to the administrator, or rename it"
+        (
+            "the list of inherited subscriptions: it cannot be kept: schema neon and table"
+            " neon.drop_subscriptions_done must belong to a superuser; give it to the administrator, or rename it"
+        )
     ]
     assert planned(known, spec()).refusals == ()
 
