@@ -33,8 +33,13 @@ from .postgres_process.actor import PostgresProcess
 from .postgres_process.port import ProcessSink
 from .postgres_process.server import Server
 from .supervisor.actor import GET_CONFIG, ReadSpec, Supervisor, SupervisorMessage
-from .supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES
+from .supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES, VM
 from .supervisor.turn import Moment
+from .vm_monitor_bridge.actor import VmMonitorBridge
+from .vm_monitor_bridge.agents import WebsocketAgents
+from .vm_monitor_bridge.cgroup import CgroupMemory
+from .vm_monitor_bridge.file_cache import NeonFileCache
+from .vm_monitor_bridge.machine import NeonVm
 
 if TYPE_CHECKING:
     from ..http.port import Node
@@ -101,7 +106,7 @@ class System:
         self._dropped_lines = launch.dropped_lines
         self._orphans_reaped = launch.orphans_reaped
         settings = launch.settings
-        others = {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP)}
+        others = {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP, VM)}
         listeners: tuple[Ref[StatusChanged], ...] = ()
         self._actors: dict[str, Actor[Any]] = {}
         if heard is not None:
@@ -117,6 +122,8 @@ class System:
         self._actors[CLERK] = Clerk(catalog)
         self._actors[MONITOR] = ActivityMonitor(settings, self.supervisor)
         self._actors[LFC] = LfcManager(settings, self.supervisor, PostgresCache(settings), Stores())
+        if settings.manages_vm:
+            self._actors[VM] = self._vm_monitor_bridge(settings)
         servers = WaitressServers(settings, lambda: _applications(self._node(settings)), self.runtime.metrics)
         self._actors[HTTP] = HttpFacade(servers, self.supervisor)
 
@@ -134,6 +141,18 @@ class System:
         """Stop every actor; returns the names of threads that live on."""
         return self.runtime.stop(timeout_s)
 
+    def _vm_monitor_bridge(self, settings: NodeSettings) -> VmMonitorBridge:
+        return VmMonitorBridge(
+            self.supervisor,
+            watches_cgroup=bool(settings.cgroup),
+            agents=WebsocketAgents(settings.vm_monitor_address),
+            memory=CgroupMemory(),
+            file_cache=NeonFileCache(settings.file_cache_connstr or settings.connstr),
+            machine=NeonVm(
+                settings.disk_quota_mount, metrics=self.runtime.metrics, oom_score_adj=settings.oom_score_adj
+            ),
+        )
+
     def _node(self, settings: NodeSettings) -> "Node":
         """Describe the node to the HTTP application."""
         from ..http.port import AuthSettings, Node
@@ -144,6 +163,7 @@ class System:
             configurator=self.runtime.ref(CONFIGURATOR),
             clerk=self.runtime.ref(CLERK),
             lfc=self.runtime.ref(LFC),
+            vm_monitor_bridge=self.runtime.ref(VM) if settings.manages_vm else None,
             metrics=self.runtime.metrics,
             auth=AuthSettings.of(settings),
             stop_timeout_s=settings.stop_timeout_s,

@@ -75,6 +75,12 @@ def prepare(
         safekeeper_check_timeout_s=options.safekeeper_check_timeout_s,
         oom_score_adj=oom_score_adj(),
         installed_extensions_interval_s=options.installed_extensions_collection_interval,
+        autoscaling=options.autoscaling,
+        cgroup=options.cgroup,
+        vm_monitor_address=options.vm_monitor_addr,
+        file_cache_connstr=options.filecache_connstr,
+        resize_swap=options.resize_swap_on_bind,
+        disk_quota_mount=options.set_disk_quota_for_fs,
         build_tag=os.environ.get("BUILD_TAG") or "latest",
     )
     return Launch(

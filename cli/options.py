@@ -17,16 +17,18 @@ from typing_extensions import override
 from ..messages.failpoints import Arming, FailpointError, parse_environment
 from ..messages.secret import Secret, mask_credentials
 from ..messages.settings import (
+    DEFAULT_CGROUP,
     DEFAULT_COLLECTION_INTERVAL_S,
     DEFAULT_SAFEKEEPER_CHECK_S,
     DEFAULT_STOP_TIMEOUT_S,
+    DEFAULT_VM_MONITOR,
+    Address,
     SourceName,
 )
 from ..postgres.connection import parse_connstr
 
-DEFAULT_FILECACHE_CONNSTR: Final = (
-    "host=localhost port=5432 dbname=postgres user=cloud_admin sslmode=disable application_name=vm-monitor"
-)
+AUTOSCALING: Final = "AUTOSCALING"
+"""The variable that turns autoscaling on, whatever its value."""
 FAILPOINTS: Final = "FAILPOINTS"
 """The variable that arms failpoints; it is taken out of the environment."""
 CONTROL_PLANE_TOKEN: Final = "NEON_CONTROL_PLANE_TOKEN"  # noqa: S105 - the name of a variable
@@ -38,11 +40,6 @@ _U64: Final = 2**64 - 1
 
 _LATER: Final = {
     "remote_ext_base_url": "extensions are not downloaded",
-    "cgroup": "Postgres is not put into a cgroup",
-    "filecache_connstr": "the vm-monitor is not started",
-    "vm_monitor_addr": "the vm-monitor is not started",
-    "resize_swap_on_bind": "swap is not resized",
-    "set_disk_quota_for_fs": "no disk quota is set",
 }
 """Flags that parse and are checked, whose feature comes later: what is therefore not done."""
 
@@ -76,6 +73,12 @@ class Options(msgspec.Struct, frozen=True):
     installed_extensions_collection_interval: int = DEFAULT_COLLECTION_INTERVAL_S
     control_plane_uri: str | None = None
     control_plane_token: Secret = Secret("")
+    autoscaling: bool = False
+    cgroup: str = DEFAULT_CGROUP
+    filecache_connstr: Secret | None = None
+    vm_monitor_addr: Address = DEFAULT_VM_MONITOR
+    resize_swap_on_bind: bool = False
+    set_disk_quota_for_fs: str | None = None
     failpoints: tuple[Arming, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -89,10 +92,7 @@ def parse(argv: Sequence[str] | None = None, *, prog: str = "compute_ctl") -> Op
         for name, consequence in _LATER.items()
         if values.pop(name) not in {None, False}
     ]
-    if "AUTOSCALING" in os.environ:
-        warnings.append(
-            "AUTOSCALING has no effect: the vm-monitor is not built yet, so nothing scales this node"
-        )
+    values |= _autoscaling(values, warnings)
     _check_sources(parser, values)
     armings: tuple[Arming, ...] = ()
     failpoints = os.environ.pop(FAILPOINTS, None)
@@ -105,6 +105,23 @@ def parse(argv: Sequence[str] | None = None, *, prog: str = "compute_ctl") -> Op
             parser.error(f"{FAILPOINTS}: {error}")
     token = Secret(os.environ.get(CONTROL_PLANE_TOKEN, ""))
     return Options(**values, control_plane_token=token, failpoints=armings, warnings=tuple(warnings))
+
+
+def _autoscaling(values: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """Take the defaults of the flags that are only for autoscaling, and warn of those that are given without it."""
+    autoscaling = AUTOSCALING in os.environ
+    defaults = {
+        "cgroup": DEFAULT_CGROUP,
+        "filecache_connstr": None,
+        "vm_monitor_addr": DEFAULT_VM_MONITOR,
+    }
+    given = [name for name in defaults if values[name] is not None]
+    if not autoscaling:
+        warnings += [
+            f"{_flag(name)} has no effect: the variable {AUTOSCALING} is not set, so there is no autoscaling"
+            for name in given
+        ]
+    return {"autoscaling": autoscaling} | {name: defaults[name] for name in defaults if name not in given}
 
 
 def _check_sources(parser: argparse.ArgumentParser, values: dict[str, Any]) -> None:
@@ -202,6 +219,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     _add_cache(parser.add_argument_group("the cache"))
     _add_serving(parser.add_argument_group("serving"))
     _add_limits(parser.add_argument_group("limits and output"))
+    _add_vm(parser.add_argument_group("the machine (the first three with AUTOSCALING in the environment)"))
     _add_later(parser.add_argument_group("taken, but not built yet"))
     return parser
 
@@ -259,13 +277,39 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--log-format", choices=LOG_FORMATS, default="auto", help="auto: human on a terminal")
 
 
+def _add_vm(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--cgroup",
+        type=_cgroup,
+        metavar="NAME",
+        help=f"Postgres runs in it and its memory is watched (default {DEFAULT_CGROUP}); empty: in none",
+    )
+    group.add_argument(
+        "--filecache-connstr",
+        type=Secret,
+        metavar="DSN",
+        help="how the size of the file cache is set, a URL or `host=... port=...` (default as -C)",
+    )
+    group.add_argument(
+        "--vm-monitor-addr",
+        type=_address,
+        metavar="ADDRESS",
+        help=f"where the autoscaler agent connects to (default {DEFAULT_VM_MONITOR})",
+    )
+    group.add_argument(
+        "--resize-swap-on-bind",
+        action="store_true",
+        help="swap gets the `swap_size_bytes` of the spec before Postgres starts",
+    )
+    group.add_argument(
+        "--set-disk-quota-for-fs",
+        metavar="FOLDER",
+        help="the file system mounted there gets the `disk_quota_bytes` of the spec before Postgres starts",
+    )
+
+
 def _add_later(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("-r", "--remote-ext-base-url", type=_base_url, metavar="URL")
-    group.add_argument("--cgroup", metavar="NAME")
-    group.add_argument("--filecache-connstr", metavar="DSN", help=f"default {DEFAULT_FILECACHE_CONNSTR}")
-    group.add_argument("--vm-monitor-addr", metavar="ADDRESS")
-    group.add_argument("--resize-swap-on-bind", action="store_true")
-    group.add_argument("--set-disk-quota-for-fs", metavar="FOLDER")
 
 
 def _flag(name: str) -> str:
@@ -344,6 +388,22 @@ def _whole(text: str, upper: int) -> int:
 
 def _port(text: str) -> int:
     return _whole(text, 65535)
+
+
+def _address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port:
+        msg = f"{text!r} is not an address such as {DEFAULT_VM_MONITOR}"
+        raise argparse.ArgumentTypeError(msg)
+    return Address(host, _port(port))
+
+
+def _cgroup(text: str) -> str:
+    if "\0" in text or set(text.strip("/").split("/")) & {".", ".."}:
+        msg = f"{text!r} is not the name of a cgroup"
+        raise argparse.ArgumentTypeError(msg)
+    return text.strip("/")
 
 
 def _u64(text: str) -> int:

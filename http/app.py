@@ -26,6 +26,7 @@ from .errors import ApiError, ErrorBody, escaped, lowered
 from .openapi import describe
 from .port import Node
 from .routes import (
+    autoscaling,
     catalog,
     configure,
     description,
@@ -63,6 +64,7 @@ EXTERNAL: Final[tuple[Route, ...]] = (
     *probes.ROUTES,
     *description.ROUTES,
     *journal.ROUTES,
+    *autoscaling.ROUTES,
 )
 INTERNAL: Final[tuple[Route, ...]] = (
     probes.LIVE,

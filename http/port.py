@@ -87,6 +87,8 @@ class Node:
     lfc: Asker
     metrics: MetricsPort
     auth: AuthSettings
+    vm_monitor_bridge: Asker | None = None
+    """None where nothing of the machine is managed."""
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     version: str = "latest"
     refresh_metrics: Callable[[], None] = _nothing

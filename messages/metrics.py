@@ -145,5 +145,25 @@ SLOW_SPAWNS: Final = _counter(
 ORPHANS_REAPED: Final = _counter(
     "compute_node_orphans_reaped_total", "Orphans that the init adopted and waited for."
 )
+AUTOSCALING_CONNECTED: Final = _gauge(
+    "compute_node_autoscaling_connected", "1 while an autoscaler agent is connected."
+)
+AUTOSCALING_AGENTS: Final = _counter(
+    "compute_node_autoscaling_connections_total", "Autoscaler agents that were taken."
+)
+AUTOSCALING_BYTES: Final = _gauge(
+    "compute_node_autoscaling_bytes",
+    "Memory of Postgres in use, what there is in all, when more is asked for, and the size of the file cache.",
+    "what",
+)
+AUTOSCALING_MESSAGES: Final = _counter(
+    "compute_node_autoscaling_messages_total",
+    "Messages from the autoscaler agent and to it.",
+    "direction",
+    "type",
+)
+AUTOSCALING_DECISIONS: Final = _counter(
+    "compute_node_autoscaling_decisions_total", "Decisions about the machine's size.", "decision"
+)
 
 FAMILIES: Final = tuple(value for value in list(globals().values()) if isinstance(value, Family))

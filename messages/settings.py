@@ -24,6 +24,21 @@ class SourceName(Enum):
     UPSTREAM = "upstream"
 
 
+class Address(msgspec.Struct, frozen=True):
+    """A host and a port to listen at."""
+
+    host: str
+    port: int
+
+    @override
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+DEFAULT_CGROUP: Final = "neon-postgres"
+DEFAULT_VM_MONITOR: Final = Address("0.0.0.0", 10301)  # noqa: S104 - the agent comes from outside
+
+
 class NodeSettings(msgspec.Struct, frozen=True):
     """The fixed facts of this node. Paths are absolute; times are seconds."""
 
@@ -61,10 +76,25 @@ class NodeSettings(msgspec.Struct, frozen=True):
     """An empty node runs a Postgres of its own while it waits for a spec."""
     oom_score_adj: int | None = None
     """What the OOM killer thought of this process when it started; None where that cannot be known."""
+    autoscaling: bool = False
+    """Whether an autoscaler agent is served and Postgres runs in a cgroup of its own."""
+    cgroup: str = DEFAULT_CGROUP
+    """The cgroup of Postgres, by its path below the hierarchy; empty: none, and no memory is watched."""
+    vm_monitor_address: Address = DEFAULT_VM_MONITOR
+    file_cache_connstr: Secret | None = None
+    """How the file cache is spoken to, as a URL or in libpq's other form; None: as in `connstr`."""
+    resize_swap: bool = False
+    disk_quota_mount: str | None = None
+    """The mount point of the file system that gets a quota."""
 
     @override
     def __repr__(self) -> str:
         return f"NodeSettings(compute_id={self.compute_id!r}, pgdata={self.pgdata!r}, source={self.source.value})"
+
+    @property
+    def manages_vm(self) -> bool:
+        """Whether anything of the machine is managed, so that there must be somebody to do it."""
+        return self.autoscaling or self.resize_swap or self.disk_quota_mount is not None
 
     @property
     def open_api(self) -> bool:

@@ -134,6 +134,24 @@ def parse_connstr(url: str) -> Target:
     return _target(_decoded(fields) | _query(parts.query))
 
 
+def parse_connection(text: str) -> Target:
+    """Read a URL, as `parse_connstr` does, or libpq's other form: `host=localhost port=5432`.
+
+    Raises ValueError, whose text never repeats the connection: it may hold a password.
+    """
+    if text.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
+        return parse_connstr(text)
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        given = {key: str(value) for key, value in conninfo_to_dict(text).items()}
+    except ProgrammingError:
+        _refuse_config("it is neither a URL nor a list of `name=value`")
+    fields = {"host": "", "port": "", "user": "", "dbname": ""} | _known(given)
+    return _target(fields)
+
+
 def params(
     target: Target,
     *,
@@ -346,17 +364,21 @@ def _query(query: str) -> dict[str, str]:
         if not has_value:
             _refuse_config("a parameter of its query has no value")
         raw[key] = value
-    fields = _decoded(raw)
-    for key, value in tuple(fields.items()):
-        if key in _WITHOUT_EFFECT:
-            del fields[key]
-        elif key == "sslmode":
+    return _known(_decoded(raw))
+
+
+def _known(fields: dict[str, str]) -> dict[str, str]:
+    """Leave out what has no effect here, and refuse what would have another than is meant."""
+    known = {}
+    for key, value in fields.items():
+        if key == "sslmode":
             if value not in _PLAIN_SSLMODES:
                 _refuse_config("own connections use no TLS: leave `sslmode` out, or give disable or prefer")
-            del fields[key]
-        elif key not in {"host", "port", "user", "password", "dbname", "options"}:
+        elif key in {"host", "port", "user", "password", "dbname", "options"}:
+            known[key] = value
+        elif key not in _WITHOUT_EFFECT:
             _refuse_config(f"its parameter {key[:80]!r} is not known")
-    return fields
+    return known
 
 
 def _decoded(fields: dict[str, str]) -> dict[str, str]:

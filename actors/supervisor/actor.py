@@ -50,6 +50,7 @@ from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, Pro
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
+from ...messages.vm import VmPreparationFailed, VmPrepared
 from ..kit.actor import Actor, Guard, Ref, Replier
 from ..kit.jobs import Cancellation, describe
 from .decisions import decide
@@ -115,6 +116,8 @@ SupervisorMessage: TypeAlias = (
     | StopOverdue
     | SyncOverdue
     | Terminate
+    | VmPreparationFailed
+    | VmPrepared
 )
 
 ReadSpec: TypeAlias = Callable[[Cancellation, Callable[[str], None]], ComputeSpec | None]

@@ -26,16 +26,17 @@ from ...messages.postgres import (
     PgdataPrepared,
     PostgresReady,
     PostgresStartFailed,
-    PreparePgdata,
     SettleConfiguration,
 )
 from ...messages.spec import ComputeSpec, Mode
+from ...messages.vm import StartVmMonitor, VmPreparationFailed, VmPrepared
 from . import promoting
 from .effects import (
     CONFIGURATOR,
     LFC,
     MONITOR,
     POSTGRES,
+    VM,
     ReadConfiguration,
 )
 from .lifecycle import Event, Refused, outcome
@@ -118,7 +119,7 @@ def configuration_accepted(turn: Turn, message: ConfigurationAccepted, _: int | 
         )
         turn.move(Event.START_BEGAN)
         turn.advance(step=Step.PREPARING)
-        turn.tell(POSTGRES, PreparePgdata(attempt.operation, attempt.spec))
+        turn.prepare()
     else:
         turn.move(Event.RECONFIGURATION_BEGAN)
         turn.advance(step=Step.INSTALLING)
@@ -161,11 +162,26 @@ def pgdata_failed(turn: Turn, message: PgdataFailed, _: int | None) -> None:
         turn.abort_start(message.error)
 
 
+def vm_prepared(turn: Turn, message: VmPrepared, _: int | None) -> None:
+    if turn.under_way(message.operation, Step.CHECKING, Step.PREPARING) is not None:
+        turn.advance(vm_ready=True)
+        turn.start_postgres_if_ready()
+
+
+def vm_preparation_failed(turn: Turn, message: VmPreparationFailed, _: int | None) -> None:
+    if turn.under_way(message.operation, Step.CHECKING, Step.PREPARING) is not None:
+        turn.abort_start(message.error)
+
+
 def postgres_ready(turn: Turn, message: PostgresReady, _: int | None) -> None:
     attempt = turn.under_way(message.operation, Step.STARTING)
     if attempt is None:
         return
-    turn.set(postgres_up=True, startup=replace(turn.state.startup, start_postgres_ms=message.took_ms))
+    turn.set(
+        postgres_up=True,
+        postmaster=message.pid,
+        startup=replace(turn.state.startup, start_postgres_ms=message.took_ms),
+    )
     turn.log(logging.INFO, "PostgreSQL is now running, continuing to configure it")
     turn.advance(step=Step.APPLYING, stage_began_s=turn.now_s)
     turn.tell(CONFIGURATOR, ApplySpec(attempt.operation, attempt.spec, starting=True))
@@ -213,6 +229,8 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
         turn.log(logging.INFO, f"compute start finished: {stages}")
         experimental = "activity_monitor_experimental" in attempt.spec.features
         turn.tell(MONITOR, StartMonitoring(experimental))
+        if turn.state.settings.autoscaling and turn.state.postmaster is not None:
+            turn.tell(VM, StartVmMonitor(turn.state.postmaster, not attempt.spec.disable_lfc_resizing))
         is_primary = attempt.spec.compute_mode is Mode.PRIMARY
         if is_primary and not attempt.spec.skip_pg_catalog_updates:
             turn.tell(CONFIGURATOR, RunMigrations())

@@ -37,6 +37,7 @@ from ...messages.postgres import (
 )
 from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, Promote
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
+from ...messages.vm import VmPreparationFailed, VmPrepared
 from . import configuring, ending, promoting, serving
 from .private import (
     CheckpointOverdue,
@@ -121,6 +122,8 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     StopOverdue: ending.stop_overdue,
     SyncOverdue: ending.sync_overdue,
     Terminate: ending.terminate,
+    VmPreparationFailed: configuring.vm_preparation_failed,
+    VmPrepared: configuring.vm_prepared,
 }
 """Every message that changes something; the requests that only read are answered by the actor."""
 

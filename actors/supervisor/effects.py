@@ -11,6 +11,7 @@ CONFIGURATOR = "configurator"
 MONITOR = "activity_monitor"
 LFC = "lfc_manager"
 HTTP = "http_facade"
+VM = "vm_monitor_bridge"
 
 
 class Tell(msgspec.Struct, frozen=True):

@@ -136,6 +136,7 @@ def configuration_grace_ended(turn: Turn, _: ConfigurationGraceEnded, __: int | 
 
 def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> None:
     turn.effects.append(Never(StopOverdue))
+    turn.stop_vm()
     was_up = turn.state.postgres_up
     turn.set(postgres_up=False, raised=(), tidied=True)
     ending = turn.state.ending
@@ -212,6 +213,7 @@ def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
         return  # it went while the order to stop was on its way; PostgresStopped follows
     turn.set(postgres_up=False, raised=(), ending=None)
     turn.end_upkeep()
+    turn.stop_vm()
     if attempt is not None:
         turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
     turn.move(Event.POSTGRES_LOST)

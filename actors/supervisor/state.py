@@ -46,6 +46,8 @@ class Attempt(msgspec.Struct, frozen=True):
     waiters: tuple[int, ...] = ()
     checked: bool = False
     prepared: bool = False
+    vm_ready: bool = True
+    """Swap and disk quota are set, or nobody asks for them."""
     pending_restart: tuple[str, ...] = ()
     stage_began_s: float = 0.0
 
@@ -128,6 +130,8 @@ class NodeState(msgspec.Struct, frozen=True):
     spec: ComputeSpec | None = None
     error: str | None = None
     postgres_up: bool = False
+    postmaster: int | None = None
+    """Of the start that was ready last."""
     tidied: bool = False
     """The PostgresProcess has said that nothing is left of Postgres."""
     synced_lsn: str | None = None

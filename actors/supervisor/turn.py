@@ -34,12 +34,14 @@ from ...messages.postgres import (
 from ...messages.promotion import PromoteFailed, PromoteOutcome
 from ...messages.serving import StopServing
 from ...messages.spec import ComputeSpec
+from ...messages.vm import PrepareVm, StopVmMonitor
 from .effects import (
     CONFIGURATOR,
     HTTP,
     LFC,
     MONITOR,
     POSTGRES,
+    VM,
     After,
     Answer,
     DumpJournal,
@@ -175,8 +177,20 @@ class Turn:
             ),
         )
         if not asked:
-            self.tell(POSTGRES, PreparePgdata(operation, spec))
+            self.prepare()
         self.tell(POSTGRES, CheckConfiguration(operation, spec))
+
+    def prepare(self) -> None:
+        """Have PGDATA made, and the machine made ready meanwhile."""
+        attempt = self.state.attempt
+        assert attempt is not None  # noqa: S101 - callers have begun one
+        self.tell(POSTGRES, PreparePgdata(attempt.operation, attempt.spec))
+        settings, spec = self.state.settings, attempt.spec
+        swap = spec.swap_size_bytes if settings.resize_swap else None
+        quota = spec.disk_quota_bytes if settings.disk_quota_mount is not None else None
+        if swap is not None or quota is not None:
+            self.advance(vm_ready=False)
+            self.tell(VM, PrepareVm(attempt.operation, swap, quota))
 
     def end_attempt(self, result: ConfigureOutcome) -> None:
         """Answer all who wait for the attempt, and forget it."""
@@ -220,9 +234,9 @@ class Turn:
     # --- Starting
 
     def start_postgres_if_ready(self) -> None:
-        """Start Postgres once preflight has passed and PGDATA stands ready."""
+        """Start Postgres once preflight has passed, PGDATA stands ready, and so does the machine."""
         attempt = self.state.attempt
-        if attempt is not None and attempt.checked and attempt.prepared:
+        if attempt is not None and attempt.checked and attempt.prepared and attempt.vm_ready:
             self.advance(step=Step.STARTING)
             self.tell(POSTGRES, StartPostgres(attempt.operation, attempt.spec))
 
@@ -242,6 +256,11 @@ class Turn:
         self.end_queue()
 
     # --- Ending
+
+    def stop_vm(self) -> None:
+        """Have the machine left alone: Postgres is gone."""
+        if self.state.settings.manages_vm:
+            self.tell(VM, StopVmMonitor())
 
     def stop_postgres(self, budget_s: float) -> None:
         """Have Postgres stopped; what comes after it gets a share of the budget too."""

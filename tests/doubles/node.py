@@ -112,6 +112,7 @@ def node(
         configurator=supervisor,
         clerk=supervisor,
         lfc=supervisor,
+        vm_monitor_bridge=supervisor,
         metrics=metrics or Metrics(),
         auth=AuthSettings(COMPUTE_ID, keys, required=required),
         stop_timeout_s=25.0,

@@ -1,0 +1,123 @@
+"""The real memory: what the cgroup of Postgres uses, sampled ten times a second, and what there is in all."""
+
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from typing_extensions import override
+
+from ...messages.vm import CgroupSeen
+from ...postgres import cgroup
+from ...postgres.cgroup import PROC, Group
+from ..kit.jobs import Cancellation
+from . import decisions
+from .decisions import Logged, Summary, Window
+from .port import Heard, Memory, VmError
+from .private import CgroupFound, MemoryUsed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_STAT: Final = 64 * 1024
+"""Bytes of `memory.stat`; it has some fifty lines."""
+
+log = logging.getLogger("compute_node.vm_monitor_bridge")
+
+
+class CgroupMemory(Memory):
+    """Reads where the postmaster really is, whatever group it was meant for. `proc` is where /proc is."""
+
+    def __init__(self, *, proc: str = PROC) -> None:
+        self._proc = proc
+        self._threshold: int | None = None
+
+    @override
+    def expect(self, threshold: int | None) -> None:
+        self._threshold = threshold
+
+    @override
+    def total(self, postmaster: int) -> int:
+        total = cgroup.machine_memory(proc=self._proc)
+        if total is None:
+            msg = f"how much memory the machine has is not known: {self._proc}/meminfo does not say"
+            raise VmError(msg)
+        limit = cgroup.limit(self._group(postmaster))
+        return total if limit is None else min(total, limit.bytes)
+
+    @override
+    def watch(self, postmaster: int, heard: Heard, cancellation: Cancellation) -> None:
+        group = self._group(postmaster)
+        limit = cgroup.limit(group)
+        with _opened(f"{group.path}/memory.stat") as descriptor:
+            self._sample(descriptor)  # where this cannot be read, nothing was found
+            heard(CgroupFound(CgroupSeen(group.path, group.version, None if limit is None else limit.bytes)))
+            log.info("the memory of Postgres is read in %s", group.path)
+            sampler = Sampler()
+            while True:
+                at_s = cancellation.now()
+                summary = sampler.take(self._sample(descriptor), at_s, self._threshold)
+                if summary is not None:
+                    heard(MemoryUsed(summary))
+                cancellation.wait(max(0.0, at_s + decisions.POLL_S - cancellation.now()))
+
+    def _group(self, postmaster: int) -> Group:
+        try:
+            group = cgroup.group_of(postmaster, proc=self._proc)
+        except OSError as error:
+            msg = f"the cgroup of Postgres cannot be read: {error.filename}: {error.strerror or error}"
+            raise VmError(msg) from error
+        if group is None:
+            msg = "no cgroup hierarchy with the memory controller is mounted here"
+            raise VmError(msg)
+        return group
+
+    @staticmethod
+    def _sample(descriptor: int) -> int:
+        try:
+            used = cgroup.anonymous(os.pread(descriptor, MAX_STAT, 0))
+        except OSError as error:
+            msg = f"memory.stat of the cgroup of Postgres cannot be read: {error.strerror or error}"
+            raise VmError(msg) from error
+        if used is None:
+            msg = "memory.stat of the cgroup of Postgres does not tell of anonymous memory"
+            raise VmError(msg)
+        return used
+
+
+class Sampler:
+    """What is made of samples: averages for the bridge, as few as will do, and a history in the log."""
+
+    def __init__(self) -> None:
+        self._window = Window()
+        self._told: Summary | None = None
+        self._logged = Logged()
+
+    def take(self, sample: int, at_s: float, threshold: int | None) -> Summary | None:
+        """Take one sample in; return the average where the bridge must hear of it."""
+        self._window = self._window.add(sample)
+        self._logged, history = self._logged.add(sample, at_s)
+        if history:
+            log.info("memory of Postgres, the last %d samples in MiB: %s", len(history), _history(history))
+        summary = self._window.summary(at_s)
+        if not decisions.is_worth_telling(self._told, summary, threshold):
+            return None
+        self._told = summary
+        return summary
+
+
+def _history(samples: tuple[int, ...]) -> str:
+    return ", ".join(f"{sample / decisions.MIB:.1f}" for sample in samples)
+
+
+@contextmanager
+def _opened(path: str) -> "Iterator[int]":
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise VmError(msg) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
