@@ -48,13 +48,10 @@ class FakeAgents(Agents):
 
     @override
     def serve(self, heard: Heard, cancellation: Cancellation) -> None:
-        if cancellation.requested:
-            self._end()
-            cancellation.check()
-        if self.taken:
-            msg = "the address is taken"
-            raise VmError(msg)
         if self.heard is None:
+            if self.taken:
+                msg = "the address is taken"
+                raise VmError(msg)
             self.heard = heard
             self.servings += 1
             heard(Listening("0.0.0.0:10301"))
@@ -62,6 +59,7 @@ class FakeAgents(Agents):
             error, self.broken = self.broken, None
             self._end()
             raise VmError(error)
+        cancellation.on_request(self._end)
         raise Blocked
 
     def _end(self) -> None:
@@ -118,9 +116,6 @@ class FakeMemory(Memory):
 
     @override
     def watch(self, postmaster: int, heard: Heard, cancellation: Cancellation) -> None:
-        if cancellation.requested:
-            self.heard = None
-            cancellation.check()
         if self.unreadable:
             self.heard = None
             msg = "memory.stat cannot be read"
@@ -128,7 +123,11 @@ class FakeMemory(Memory):
         if self.heard is None:
             self.heard = heard
             heard(CgroupFound(GROUP))
+        cancellation.on_request(self._end)
         raise Blocked
+
+    def _end(self) -> None:
+        self.heard = None
 
     @override
     def expect(self, threshold: int | None) -> None:
@@ -159,13 +158,11 @@ class FakeFileCache(FileCache):
 
     @override
     def resize(self, size: int, cancellation: Cancellation) -> int | None:
-        if cancellation.requested:
-            self._began_s = None
-            cancellation.check()
         if self._began_s is None:
             self._began_s = self._clock.now()
             self._later(self.takes_s, lambda: None)
         if self._clock.now() < self._began_s + self.takes_s:
+            cancellation.on_request(self._forget)
             raise Blocked
         self._began_s = None
         if self.broken is not None:
@@ -174,6 +171,9 @@ class FakeFileCache(FileCache):
             self.size = min(size, self.largest)
             self.resized.append(self.size)
         return self.size
+
+    def _forget(self) -> None:
+        self._began_s = None
 
 
 class FakeMachine(Machine):

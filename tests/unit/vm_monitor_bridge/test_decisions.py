@@ -225,7 +225,8 @@ def test_more_is_asked_for_under_fresh_pressure_once_a_second_of_an_agent_that_i
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0"), (MIB, "1"), (MIB + MIB // 2, "1.5"), (870 * MIB + 4 * MIB // 10, "870.3999996185303")]
+    ("size", "text"),
+    [(0, "0"), (MIB, "1"), (MIB + MIB // 2, "1.5"), (870 * MIB + 4 * MIB // 10, "870.3999996185303")],
 )
 def test_sizes_are_written_as_fractions_of_a_mebibyte(size: int, text: str) -> None:
     assert mib(size) == text

@@ -53,7 +53,7 @@ def test_a_version_is_chosen_exactly_when_the_range_holds_it(one: int, other: in
     ids=lambda text: text[:20],
 )
 def test_a_range_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         protocol.read_offer(text)
 
 
@@ -85,7 +85,9 @@ def test_what_the_agent_says_is_read(text: str, kind: type, number: int) -> None
 
 
 def test_sizes_are_read() -> None:
-    grown = protocol.read('{"content":{"granted":{"cpu":0.5,"mem":2048}},"type":"UpscaleNotification","id":4}')
+    grown = protocol.read(
+        '{"content":{"granted":{"cpu":0.5,"mem":2048}},"type":"UpscaleNotification","id":4}'
+    )
     asked = protocol.read('{"content":{"target":{"cpu":0.25,"mem":1024}},"type":"DownscaleRequest","id":6}')
 
     assert isinstance(grown, protocol.UpscaleNotification)
