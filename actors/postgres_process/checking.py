@@ -69,18 +69,6 @@ NOT_BUILT: Final = (
         why="pgbouncer keeps its own settings",
     ),
     NotBuilt(
-        "swap_size_bytes",
-        lambda spec: spec.swap_size_bytes is not None,
-        refuse=False,
-        why="swap stays as it is",
-    ),
-    NotBuilt(
-        "disk_quota_bytes",
-        lambda spec: spec.disk_quota_bytes is not None,
-        refuse=False,
-        why="no quota is set; the disk may fill up",
-    ),
-    NotBuilt(
         "logs_export_host",
         lambda spec: spec.logs_export_host is not None,
         refuse=False,
@@ -162,6 +150,16 @@ def unused_storage(spec: ComputeSpec) -> tuple[str, ...]:
     return (
         f"{names} of the spec is not used: without the source `pageserver` the data lives in PGDATA alone",
     )
+
+
+def unused_resources(spec: ComputeSpec, *, swap: bool, quota: bool) -> tuple[str, ...]:
+    """Warn that the machine is not set as the spec says, where the command line has not asked for it."""
+    found = []
+    if spec.swap_size_bytes is not None and not swap:
+        found.append("`swap_size_bytes` of the spec has no effect without --resize-swap-on-bind")
+    if spec.disk_quota_bytes is not None and not quota:
+        found.append("`disk_quota_bytes` of the spec has no effect without --set-disk-quota-for-fs")
+    return tuple(found)
 
 
 def storage_problem(spec: ComputeSpec) -> str | None:

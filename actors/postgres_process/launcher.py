@@ -19,6 +19,7 @@ from ...postgres.environment import allowed
 from ..kit.jobs import Cancellation
 from ..kit.programs import Starter, Wake
 from . import orphans
+from .confining import NOT_CONFINED, Confinement, enter
 
 STORAGE_TOKEN: Final = "NEON_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 IGNORED_PROCESS: Final = "PG_GRANDPARENT_PID"
@@ -122,6 +123,7 @@ def launch(
     storage_token: Secret | None,
     output: int,
     cancellation: Cancellation,
+    confinement: Confinement = NOT_CONFINED,
 ) -> Postmaster:
     """Start the postmaster, its output going to the descriptor `output`. Raises PostgresError, CancelledError.
 
@@ -134,11 +136,13 @@ def launch(
             "PG_OOM_ADJUST_FILE": "/proc/self/oom_score_adj",
             "PG_OOM_ADJUST_VALUE": str(starter.oom_score_adj),
         }
-    command = [binaries.postgres, "-D", pgdata]
+    command = [*confinement.prefix, binaries.postgres, "-D", pgdata]
     if port is not None:
         command += ["-p", str(port)]
     cancellation.check()
     process = starter.start(command, env=env, cwd=pgdata, output=output, protected=True)
+    if confinement.procs is not None:
+        enter(confinement.procs, process.pid)
     return Postmaster(process, pgdata)
 
 

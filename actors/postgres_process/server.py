@@ -38,7 +38,7 @@ from ...postgres.upstream import parse
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import ProgramError, Starter, run
-from . import checking, control, cores, folder, launcher, orphans, readiness, reload, segments, syncing
+from . import checking, confining, control, cores, folder, launcher, orphans, readiness, reload, segments, syncing
 from .control import read_state
 from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
@@ -305,7 +305,10 @@ class Server(Port):
             auto_conf, taken_out = self._tame(auto_conf, refuses)
         overridden = checking.overridden(conf, replace(around, auto_conf=auto_conf))
         scarce = checking.scarce_shared_memory(conf, around, _shared_memory())
-        once = () if scarce is None or self._postmaster is not None else (scarce,)
+        unused = checking.unused_resources(
+            spec, swap=self._settings.resize_swap, quota=self._settings.disk_quota_mount is not None
+        )
+        once = (*unused, *filter(None, [scarce])) if self._postmaster is None else ()
         if self._is_plain:
             warnings += checking.unused_storage(spec)
         if self._standby(spec) is not None:
@@ -699,6 +702,9 @@ class Server(Port):
         self._write_files(spec, conf, cancellation)
         cancellation.reach(Failpoint.FILES_WRITTEN)
         recovering = self._keeps and not _was_shut_down(self._pgdata)  # a copy of a running primary too
+        confinement = confining.NOT_CONFINED
+        if self._settings.autoscaling and self._settings.cgroup:
+            confinement = confining.plan(self._settings.cgroup, self._starter, cancellation)
         writer = self._pump.open(PUMP_PATIENCE_S)
         if writer is None:
             msg = "Postgres was not started: nobody reads its log"
@@ -714,6 +720,7 @@ class Server(Port):
                 storage_token=None if self._is_plain else spec.storage_auth_token,
                 output=writer,
                 cancellation=cancellation,
+                confinement=confinement,
             )
         finally:
             os.close(writer)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import pytest
 from compute_node.cli.options import Options, parse
 from compute_node.messages.failpoints import Action, Arming, Deed, Failpoint
-from compute_node.messages.settings import SourceName
+from compute_node.messages.secret import Secret
+from compute_node.messages.settings import Address, SourceName
 
 MINIMAL = (
     "-D",
@@ -73,7 +74,7 @@ def test_every_flag_of_the_counterpart_is_taken_in_its_long_form() -> None:
             "--filecache-connstr",
             "host=x",
             "--vm-monitor-addr",
-            "0.0.0.0:1",
+            "10.0.0.1:1",
             "--resize-swap-on-bind",
             "--set-disk-quota-for-fs",
             "/mnt",
@@ -93,6 +94,9 @@ def test_every_flag_of_the_counterpart_is_taken_in_its_long_form() -> None:
     )
     assert (options.pgdata, options.privileged_role_name, options.config) == ("d", "some_role", "f")
     assert options.installed_extensions_collection_interval == 5
+    assert (options.cgroup, options.vm_monitor_addr) == ("c", Address("10.0.0.1", 1))
+    assert options.filecache_connstr == Secret("host=x")
+    assert (options.resize_swap_on_bind, options.set_disk_quota_for_fs) == (True, "/mnt")
 
 
 @pytest.mark.parametrize("flag", ["-D", "-C", "-i"])
@@ -175,6 +179,11 @@ def test_the_control_plane_is_asked_with_the_token_of_the_environment(
         ("-i", "", "must not be empty"),
         ("--stop-timeout", "0", "seconds"),
         ("--source", "tape", "tape"),
+        ("--vm-monitor-addr", "10301", "is not an address such as 0.0.0.0:10301"),
+        ("--vm-monitor-addr", ":10301", "is not an address"),
+        ("--vm-monitor-addr", "0.0.0.0:65536", "65535"),
+        ("--cgroup", "../other", "is not the name of a cgroup"),
+        ("--cgroup", "a/./b", "is not the name of a cgroup"),
         ("--unknown", "x", "--unknown"),
     ],
 )
@@ -192,11 +201,6 @@ def test_a_flag_is_not_guessed_from_its_beginning(capsys: pytest.CaptureFixture[
     ("flag", "value"),
     [
         ("--remote-ext-base-url", "https://example.com"),
-        ("--cgroup", "x"),
-        ("--filecache-connstr", "host=x"),
-        ("--vm-monitor-addr", "0.0.0.0:1"),
-        ("--resize-swap-on-bind", None),
-        ("--set-disk-quota-for-fs", "/mnt"),
     ],
 )
 def test_a_flag_whose_feature_is_not_built_is_warned_about_by_name(flag: str, value: str | None) -> None:
@@ -205,9 +209,27 @@ def test_a_flag_whose_feature_is_not_built_is_warned_about_by_name(flag: str, va
     assert flag in warnings[0]
 
 
-def test_autoscaling_in_the_environment_is_warned_about_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTOSCALING", "")
-    assert "AUTOSCALING" in parse(MINIMAL).warnings[0]
+@pytest.mark.parametrize("value", ["", "0", "true"])
+def test_autoscaling_is_turned_on_by_its_variable_whatever_the_value(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSCALING", value)
+    options = parse((*MINIMAL, "--vm-monitor-addr", "[::1]:10302", "--cgroup", ""))
+
+    assert options.warnings == ()
+    assert options.autoscaling
+    assert options.cgroup == ""
+    assert options.vm_monitor_addr == Address("::1", 10302)
+    assert str(options.vm_monitor_addr) == "[::1]:10302"
+
+
+def test_without_autoscaling_its_flags_have_no_effect_and_are_named() -> None:
+    assert not parse(MINIMAL).autoscaling
+    assert parse(MINIMAL).cgroup == "neon-postgres"
+    assert str(parse(MINIMAL).vm_monitor_addr) == "0.0.0.0:10301"
+    for flag, value in (("--cgroup", "x"), ("--filecache-connstr", "host=x"), ("--vm-monitor-addr", "a:1")):
+        (warning,) = parse((*MINIMAL, flag, value)).warnings
+        assert warning.startswith(f"{flag} has no effect: the variable AUTOSCALING is not set")
 
 
 def test_failpoints_are_taken_out_of_the_environment_and_work_only_with_dev(

@@ -19,7 +19,6 @@ from doubles import canaries
 
 EXEMPT = {
     "safekeeper_connstrings": "by the reference host:port each; error texts mask user info",
-    "filecache_connstr": "parsed and thrown away",
 }
 
 

@@ -13,6 +13,7 @@ from compute_node.actors.supervisor.effects import (
     LFC,
     MONITOR,
     POSTGRES,
+    VM,
     After,
     Answer,
     DumpJournal,
@@ -116,6 +117,13 @@ from compute_node.messages.serving import (
 )
 from compute_node.messages.settings import SourceName
 from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption, StaticMode
+from compute_node.messages.vm import (
+    PrepareVm,
+    StartVmMonitor,
+    StopVmMonitor,
+    VmPreparationFailed,
+    VmPrepared,
+)
 from msgspec.structs import replace
 
 from doubles.specs import a_spec, settings, with_role
@@ -151,6 +159,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
     MONITOR: (StartMonitoring, StopMonitoring),
     HTTP: (StartServing, StopServing),
     LFC: (FollowSpec, OffloadLast, StopLfc),
+    VM: (PrepareVm, StartVmMonitor, StopVmMonitor),
 }
 LEVELS = {logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR}
 
@@ -321,6 +330,85 @@ def test_at_boot_preflight_and_pgdata_go_side_by_side_and_postgres_waits_for_bot
     assert not life.has_told(StartPostgres)
     life.hear(ConfigurationAccepted(1))
     assert life.has_told(StartPostgres)
+
+
+MACHINE: dict[str, Any] = {"resize_swap": True, "disk_quota_mount": "/mnt"}
+SIZED = a_spec(swap_size_bytes=5, disk_quota_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "flags", "wanted"),
+    [
+        (SIZED, MACHINE, PrepareVm(1, 5, 0)),
+        (SIZED, {"resize_swap": True}, PrepareVm(1, 5, None)),
+        (SIZED, {"disk_quota_mount": "/mnt"}, PrepareVm(1, None, 0)),
+        (SIZED, {}, None),
+        (a_spec(), MACHINE, None),
+    ],
+)
+def test_swap_and_quota_are_set_beside_pgdata_where_flag_and_spec_say_so_and_postgres_waits(
+    spec: ComputeSpec, flags: dict[str, Any], wanted: PrepareVm | None
+) -> None:
+    life = booted(spec, **flags)
+    assert [message for to, message in life.told if to == VM] == ([] if wanted is None else [wanted])
+    life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=1))
+    assert life.has_told(StartPostgres) is (wanted is None)
+    if wanted is not None:
+        life.hear(VmPrepared(7))
+        assert not life.has_told(StartPostgres), "the outcome of something else"
+        life.hear(VmPrepared(1))
+        assert life.has_told(StartPostgres)
+
+
+def test_the_machine_is_made_ready_also_for_a_spec_that_comes_later() -> None:
+    life = booted(**MACHINE)
+    life.hear(Configure(SIZED), ConfigurationAccepted(1))
+    assert life.last(PrepareVm) == PrepareVm(1, 5, 0)
+    life.hear(VmPrepared(1), PgdataPrepared(1, kept=False, took_ms=1))
+    assert life.has_told(StartPostgres)
+    life.hear(PostgresReady(1, 42, 9), SpecApplied(1, 3, 5))
+    before = len(life.told)
+    life.hear(Configure(a_spec(swap_size_bytes=9)), ConfigurationAccepted(2), ConfigurationInstalled(2))
+    assert not [message for to, message in life.told[before:] if to == VM], "only before Postgres starts"
+
+
+def test_a_machine_that_cannot_be_made_ready_fails_the_start() -> None:
+    life = booted(SIZED, **MACHINE)
+    life.hear(VmPreparationFailed(1, "failed to resize swap: no"))
+    assert life.has_told(StopPostgres)
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
+    assert life.status() is Status.FAILED
+    assert life.state.error == "failed to resize swap: no"
+    assert life.last(StopVmMonitor) == StopVmMonitor()
+    life.hear(VmPreparationFailed(1, "again"))
+    assert life.state.error == "failed to resize swap: no"
+
+
+@pytest.mark.parametrize(
+    ("disabled", "resizes"), [(None, True), (False, True), (True, False)], ids=["absent", "false", "true"]
+)
+def test_the_vm_monitor_runs_from_running_until_postgres_is_gone(
+    disabled: bool | None,  # noqa: FBT001 - a case of a table
+    *,
+    resizes: bool,
+) -> None:
+    spec = a_spec(disable_lfc_resizing=disabled)
+    life = running(spec, autoscaling=True)
+    assert [message for to, message in life.told if to == VM] == [StartVmMonitor(42, resizes)]
+    life.hear(Configure(a_spec(disable_lfc_resizing=not disabled)), ConfigurationAccepted(2))
+    life.hear(ConfigurationInstalled(2), SpecApplied(2, 0, 1), Terminate(IMMEDIATE))
+    assert not life.has_told(StopVmMonitor), "the agent is served until Postgres is gone"
+    life.hear(PostgresStopped(StopRung.FAST))
+    assert [message for to, message in life.told if to == VM][1:] == [StopVmMonitor()]
+
+
+def test_the_vm_monitor_ends_with_a_postgres_that_ends_unasked_and_is_not_there_without_autoscaling() -> None:
+    life = running(autoscaling=True)
+    life.hear(PostgresExited("it fell"))
+    assert life.has_told(StopVmMonitor)
+    plain = running()
+    plain.hear(PostgresExited("it fell"))
+    assert not [message for to, message in plain.told if to == VM]
 
 
 def test_a_start_passes_its_stages_and_records_their_times() -> None:

@@ -46,8 +46,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "features: tls_experimental": {"features": ("tls_experimental",)},
     "remote_extensions": {"remote_extensions": RemoteExtSpec(library_index={}, extension_data={})},
     "pgbouncer_settings": {"pgbouncer_settings": {"a": "b"}},
-    "swap_size_bytes": {"swap_size_bytes": 0},
-    "disk_quota_bytes": {"disk_quota_bytes": 0},
     "logs_export_host": {"logs_export_host": "h:1"},
 }
 
@@ -67,6 +65,26 @@ def test_a_field_that_has_no_effect_is_named(entry: checking.NotBuilt) -> None:
     else:
         assert error is None
         assert warnings == (f"the spec's `{entry.field}` has no effect in this version: {entry.why}",)
+
+
+@pytest.mark.parametrize(
+    ("swap", "quota", "named"),
+    [
+        (True, True, []),
+        (False, True, ["swap"]),
+        (True, False, ["disk_quota"]),
+        (False, False, ["swap", "disk_quota"]),
+    ],
+)
+def test_swap_and_quota_that_nobody_sets_are_named_with_their_flags(
+    named: list[str], *, swap: bool, quota: bool
+) -> None:
+    spec = a_spec(swap_size_bytes=0, disk_quota_bytes=0)
+    warnings = checking.unused_resources(spec, swap=swap, quota=quota)
+
+    assert len(warnings) == len(named)
+    assert all(name in warning for name, warning in zip(named, warnings, strict=True))
+    assert checking.unused_resources(a_spec(), swap=False, quota=False) == ()
 
 
 def test_what_could_lose_data_access_control_or_audit_is_refused() -> None:

@@ -1,0 +1,176 @@
+"""Autoscaler agents over a real websocket: one that behaves as Neon's does, and peers that do not."""
+
+import contextlib
+import json
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+REPLY_S = 5.0
+"""How long the agent waits for an answer; tests may give a busy machine more."""
+MAX_SIZE = 32 * 1024
+
+
+class CallError(Exception):
+    """The monitor could not do what it was asked for."""
+
+
+class Agent:
+    """Dials, offers its versions, numbers its requests 2, 4, 6, ..., and is strict with what comes."""
+
+    def __init__(self, port: int, *, lowest: int = 1, highest: int = 1, patience_s: float = 30.0) -> None:
+        self.patience_s = patience_s
+        self.wishes: list[int] = []
+        """The numbers of the requests for more memory."""
+        self._next_id = 2
+        self._open = contextlib.ExitStack()
+        self._socket: ClientConnection = self._open.enter_context(
+            connect(
+                f"ws://127.0.0.1:{port}/monitor",
+                compression=None,
+                open_timeout=patience_s,
+                close_timeout=patience_s,
+                ping_interval=None,
+                max_size=MAX_SIZE,
+            )
+        )
+        try:
+            self._socket.send(json.dumps({"min": lowest, "max": highest}, separators=(",", ":")))
+            self.offered = json.loads(self._socket.recv(patience_s))
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    # --- Requests
+
+    def check_health(self) -> None:
+        assert self.call("HealthCheck", {})["type"] == "HealthCheck"
+
+    def upscale(self, mem: int) -> None:
+        """Tell of more memory. Raises CallError."""
+        answer = self.call("UpscaleNotification", {"granted": {"cpu": 0.5, "mem": mem}})
+        assert answer["type"] == "UpscaleConfirmation", answer
+
+    def downscale(self, mem: int) -> tuple[bool, str]:
+        """Ask whether the machine may shrink. Raises CallError."""
+        answer = self.call("DownscaleRequest", {"target": {"cpu": 0.25, "mem": mem}})
+        assert answer["type"] == "DownscaleResult", answer
+        return answer["Ok"], answer["Status"]
+
+    def call(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+        number, self._next_id = self._next_id, self._next_id + 2
+        self.say(json.dumps({"content": content, "type": kind, "id": number}, separators=(",", ":")))
+        return self.await_answer(number)
+
+    def say(self, text: str | bytes) -> None:
+        self._socket.send(text)
+
+    def await_answer(self, number: int) -> dict[str, Any]:
+        """Take messages in until the answer comes. Raises CallError for a failure."""
+        while True:
+            message = self.hear()
+            if message["id"] == number:
+                if message["type"] in {"InternalError", "InvalidMessage"}:
+                    raise CallError(message["error"])
+                return message
+
+    def await_wish(self) -> int:
+        """Take messages in until one asks for more memory; returns its number."""
+        before = len(self.wishes)
+        while len(self.wishes) == before:
+            self.hear()
+        return self.wishes[-1]
+
+    def hear(self) -> dict[str, Any]:
+        """Take one message in, as strictly as the agent does."""
+        text = self._socket.recv(self.patience_s)
+        assert isinstance(text, str), "the agent takes text frames only"
+        message: dict[str, Any] = json.loads(text)
+        assert isinstance(message["type"], str)
+        assert isinstance(message["id"], int)
+        if message["type"] == "UpscaleRequest":
+            assert message["id"] % 2 == 1, "the monitor's own numbers are odd"
+            self.wishes.append(message["id"])
+        return message
+
+    # --- The end
+
+    def await_close(self) -> int | None:
+        """Take in what still comes; returns the code of the goodbye."""
+        try:
+            while True:
+                self._socket.recv(self.patience_s)
+        except ConnectionClosed as closed:
+            return None if closed.rcvd is None else closed.rcvd.code
+
+
+class RawPeer:
+    """A TCP client that says what it is told to, byte for byte, and answers nothing by itself."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.socket.close()
+
+    def upgrade(self, path: str = "/monitor") -> bytes:
+        """Open a websocket; returns the head of the response."""
+        self.socket.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: vm\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = self.socket.recv(1)
+            if not piece:
+                break
+            head += piece
+        return head
+
+    def say(self, payload: bytes, *, opcode: int = 1) -> None:
+        """Send one frame, masked with zeros."""
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2, "big")
+        self.socket.sendall(bytes([0x80 | opcode]) + length + bytes(4) + payload)
+
+    def offer(self) -> None:
+        self.upgrade()
+        self.say(b'{"min":1,"max":1}')
+
+    def reset(self) -> None:
+        """Go without a goodbye."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+        self.socket.close()
+
+    def is_closed_by_the_other_side(self) -> bool:
+        """Read what there is, to its end; False after 30 s."""
+        try:
+            while self.socket.recv(65536):
+                pass
+        except ConnectionResetError:
+            return True
+        except TimeoutError:
+            return False
+        return True
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
