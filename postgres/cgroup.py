@@ -93,11 +93,11 @@ def locate(mountinfo: str, membership: str) -> Group | None:
 
 def _below(mount: Mount, path: str) -> str:
     """Put a group's path below the mount; one that cannot be seen there is taken for the highest that can."""
-    inside = path.removeprefix(mount.root.rstrip("/"))
-    hidden = (inside == path and mount.root != "/") or ".." in path.split("/")
-    if hidden or not inside.strip("/"):
+    inside = f"{path.rstrip('/')}/".removeprefix(f"{mount.root.rstrip('/')}/")
+    hidden = inside.startswith("/") or ".." in path.split("/")
+    if hidden or not inside:
         return mount.point
-    return f"{mount.point.rstrip('/')}/{inside.strip('/')}"
+    return f"{mount.point.rstrip('/')}/{inside.rstrip('/')}"
 
 
 def group_of(pid: int | None = None, *, proc: str = PROC) -> Group | None:

@@ -31,12 +31,6 @@ class Offer(msgspec.Struct, frozen=True):
     min: U8
     max: U8
 
-    def __post_init__(self) -> None:
-        """Refuse a range without a version."""
-        if self.min > self.max:
-            msg = f"the version range {self.min} to {self.max} is empty"
-            raise ValueError(msg)
-
 
 class Chosen(msgspec.Struct, frozen=True):
     """The version that is spoken from here on."""
@@ -134,12 +128,16 @@ _offers: Final = msgspec.json.Decoder(Offer)
 
 
 def read_offer(text: str) -> Offer:
-    """Read the agent's first message. Raises ValueError."""
+    """Read the agent's first message. Raises ValueError, also for a range without a version."""
     try:
-        return _offers.decode(text)
+        offer = _offers.decode(text)
     except RecursionError:
         msg = "it is nested too deeply"
         raise ValueError(msg) from None
+    if offer.min > offer.max:
+        msg = f"the version range {offer.min} to {offer.max} is empty"
+        raise ValueError(msg)
+    return offer
 
 
 def read(text: str) -> FromAgent | Unreadable:

@@ -35,7 +35,7 @@ SEND_S: Final = 5.0
 MAX_SIZE: Final = 32 * 1024
 """Bytes of a message; the agent takes no larger ones either."""
 MAX_CONNECTIONS: Final = 16
-"""At once; whoever comes beyond them is sent away."""
+"""At once; beyond them the oldest goes that has not offered anything yet, or is on its way out."""
 MAX_UNSENT: Final = 64
 """Messages that wait for a peer that does not read; then its connection is closed."""
 
@@ -53,18 +53,21 @@ _silent.setLevel(logging.CRITICAL + 1)
 class _Connection(ServerConnection):
     """One of a bounded number; `connection_made` and `connection_lost` are asyncio's."""
 
-    open_ones: set["_Connection"]
+    open_ones: dict["_Connection", None]
+    """Oldest first."""
+    is_served = False
+    """An agent's, from its offer to our goodbye."""
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.open_ones.add(self)
+        self.open_ones[self] = None
         if len(self.open_ones) > MAX_CONNECTIONS:
-            self.transport.abort()
+            next(one for one in self.open_ones if not one.is_served).transport.abort()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        self.open_ones.discard(self)
+        self.open_ones.pop(self, None)
         super().connection_lost(exc)
 
 
@@ -86,7 +89,7 @@ class Service:
     async def run(self) -> None:
         """Serve until cancelled; all connections are closed afterwards."""
         self._loop = asyncio.get_running_loop()
-        open_ones: set[_Connection] = set()
+        open_ones: dict[_Connection, None] = {}
         kind = type("Connection", (_Connection,), {"open_ones": open_ones})
         server = await serve(
             self._serve,
@@ -128,6 +131,7 @@ class Service:
     # --- One connection
 
     async def _serve(self, websocket: ServerConnection) -> None:
+        assert isinstance(websocket, _Connection)  # noqa: S101 - it was made so
         number, address = next(_numbers), _address(websocket)
         try:
             offer = await _offer(websocket)
@@ -138,6 +142,7 @@ class Service:
             log.warning("a peer at %s is no autoscaler agent: %s", address, why)
             return
         with self._registered(number) as queue:
+            websocket.is_served = True
             self._heard(AgentOffered(number, address, offer))
             sending = asyncio.create_task(_send(websocket, queue))
             try:
@@ -173,11 +178,12 @@ async def _offer(websocket: ServerConnection) -> protocol.Offer:
     return protocol.read_offer(frame)
 
 
-async def _send(websocket: ServerConnection, queue: asyncio.Queue[Outgoing]) -> None:
+async def _send(websocket: _Connection, queue: asyncio.Queue[Outgoing]) -> None:
     try:
         while True:
             outgoing = await queue.get()
             if not isinstance(outgoing, str):
+                websocket.is_served = False
                 await websocket.close(*_goodbye(*outgoing))
                 return
             async with asyncio.timeout(SEND_S):

@@ -130,13 +130,12 @@ class Stage:
         self.memory.use(used, count=count)
         self.runtime.settle()
 
-    @property
     def shown(self) -> Autoscaling:
         return self.runtime.ask(self.bridge, GetAutoscaling())
 
     @property
     def decisions(self) -> list[str]:
-        return [decided.decision for decided in self.shown.decisions]
+        return [decided.decision for decided in self.shown().decisions]
 
 
 @pytest.fixture
@@ -151,7 +150,7 @@ def test_an_agent_gets_the_version_and_the_sizes_are_those_of_the_machine(stage:
     assert peer.received == [Chosen(1)]
     assert stage.cache.resized == [3072 * MIB]
     assert stage.memory.expected == threshold(4 * GIB)
-    shown = stage.shown
+    shown = stage.shown()
     assert shown.phase is MonitorPhase.SERVING
     assert shown.agent is not None
     assert shown.agent.address == "10.0.0.1:40000"
@@ -289,13 +288,13 @@ def test_a_cgroup_that_cannot_be_read_is_no_zero_and_is_tried_again(
 
     (answer,) = stage.say(peer, shrink(2, GIB))
     assert isinstance(answer, Failure)
-    assert "memory.stat cannot be read" in str(stage.shown.error)
+    assert "memory.stat cannot be read" in str(stage.shown().error)
     assert len([text for text in caplog.messages if "memory.stat cannot be read" in text]) == 1
 
     stage.memory.unreadable = False
     stage.runtime.advance(30)
     stage.use(MIB)
-    assert stage.shown.error is None
+    assert stage.shown().error is None
     (answer,) = stage.say(peer, shrink(4, 2 * GIB))
     assert isinstance(answer, DownscaleResult)
     assert answer.ok
@@ -363,8 +362,8 @@ def test_the_newest_agent_takes_the_place_of_the_one_before(stage: Stage) -> Non
     assert stage.say(second, HealthCheck(id=2)) == [HealthAnswer(2)]
     stage.agents.leave(first)
     stage.runtime.settle()
-    assert stage.shown.phase is MonitorPhase.SERVING
-    assert stage.shown.connections == 2
+    assert stage.shown().phase is MonitorPhase.SERVING
+    assert stage.shown().connections == 2
 
 
 def test_what_an_agent_that_is_gone_has_asked_is_answered_to_nobody(stage: Stage) -> None:
@@ -379,7 +378,7 @@ def test_what_an_agent_that_is_gone_has_asked_is_answered_to_nobody(stage: Stage
     assert first.received == [Chosen(1)]
     assert second.received == [Chosen(1)]
     assert stage.cache.size == FILE_CACHE.size(4 * GIB), "the sizes are set anew for who came last"
-    assert stage.shown.phase is MonitorPhase.SERVING
+    assert stage.shown().phase is MonitorPhase.SERVING
 
 
 def test_one_bad_message_is_answered_and_many_in_a_row_end_the_connection(stage: Stage) -> None:
@@ -392,7 +391,7 @@ def test_one_bad_message_is_answered_and_many_in_a_row_end_the_connection(stage:
     assert peer.closed is None
     stage.say(peer, Unreadable("what?", 0))
     assert peer.closed is not None
-    assert stage.shown.phase is MonitorPhase.WAITING
+    assert stage.shown().phase is MonitorPhase.WAITING
 
 
 def test_what_the_agent_did_not_understand_or_could_not_do_is_logged_and_not_answered(
@@ -431,17 +430,17 @@ def test_a_set_up_that_fails_drops_the_agent_which_may_try_again(stage: Stage) -
     assert stage.memory.expected is None
     stage.cache.broken = None
     assert stage.connect().closed is None
-    assert stage.shown.phase is MonitorPhase.SERVING
+    assert stage.shown().phase is MonitorPhase.SERVING
 
 
 def test_a_set_up_that_takes_too_long_drops_the_agent(stage: Stage) -> None:
     stage.cache.takes_s = 60.0
     peer = stage.connect()
-    assert stage.shown.phase is MonitorPhase.SETTING_UP
+    assert stage.shown().phase is MonitorPhase.SETTING_UP
     stage.runtime.advance(SET_UP_S + 0.1)
 
     assert peer.closed is not None
-    assert stage.shown.phase is MonitorPhase.WAITING
+    assert stage.shown().phase is MonitorPhase.WAITING
 
 
 # --- What is managed -------------------------------------------------------------------------------------
@@ -457,8 +456,8 @@ def test_a_postgres_without_a_file_cache_is_watched_all_the_same(stage: Stage) -
     assert answer.ok
     assert answer.status.endswith("of new total 1024 MiB; this Postgres has no file cache")
     assert stage.say(peer, grown(4, 8 * GIB)) == [UpscaleConfirmation(4)]
-    assert stage.shown.manages == ("cgroup",)
-    assert stage.shown.file_cache_bytes is None
+    assert stage.shown().manages == ("cgroup",)
+    assert stage.shown().file_cache_bytes is None
     assert stage.memory.expected == threshold(usable(8 * GIB))
 
 
@@ -471,7 +470,7 @@ def test_the_file_cache_is_left_alone_where_the_spec_says_so() -> None:
     assert isinstance(answer, DownscaleResult)
     assert "is left alone, as the spec says" in answer.status
     assert stage.cache.resized == []
-    assert stage.shown.manages == ("cgroup",)
+    assert stage.shown().manages == ("cgroup",)
 
 
 def test_without_a_cgroup_only_the_file_cache_is_managed() -> None:
@@ -501,7 +500,7 @@ def test_nothing_goes_on_before_the_start_and_after_the_stop() -> None:
     stage = Stage()
     stage.runtime.advance(60)
     assert stage.agents.heard is None
-    assert stage.shown == Autoscaling(enabled=True, manages=("cgroup",))
+    assert stage.shown() == Autoscaling(enabled=True, manages=("cgroup",))
 
     stage.start()
     peer = stage.connect()
@@ -511,7 +510,7 @@ def test_nothing_goes_on_before_the_start_and_after_the_stop() -> None:
     assert peer.closed[0] == state.GOING_AWAY
     assert (stage.agents.heard, stage.memory.heard) == (None, None)
     assert stage.runtime._jobs == []
-    assert stage.shown.phase is MonitorPhase.OFF
+    assert stage.shown().phase is MonitorPhase.OFF
     assert stage.memory.expected is None
     assert stage.runtime.metrics.read(AUTOSCALING_BYTES) == {}
     assert stage.runtime.metrics.read(AUTOSCALING_CONNECTED)[()] == 0
@@ -527,7 +526,7 @@ def test_a_stop_breaks_a_sizing_off_and_a_start_begins_anew(stage: Stage) -> Non
 
     assert stage.agents.servings == 2
     peer = stage.connect()
-    assert stage.shown.phase is MonitorPhase.SERVING
+    assert stage.shown().phase is MonitorPhase.SERVING
     assert stage.say(peer, HealthCheck(id=2)) == [HealthAnswer(2)]
 
 
@@ -537,14 +536,14 @@ def test_an_address_that_is_taken_is_told_once_and_tried_again(caplog: pytest.Lo
     stage.start()
     stage.runtime.advance(100)
 
-    assert stage.shown.phase is MonitorPhase.UNREACHABLE
-    assert stage.shown.error == "the address is taken"
+    assert stage.shown().phase is MonitorPhase.UNREACHABLE
+    assert stage.shown().error == "the address is taken"
     assert len([text for text in caplog.messages if "the address is taken" in text]) == 1
 
     stage.agents.taken = False
     stage.runtime.advance(31)
-    assert stage.shown.phase is MonitorPhase.WAITING
-    assert stage.shown.error is None
+    assert stage.shown().phase is MonitorPhase.WAITING
+    assert stage.shown().error is None
 
 
 def test_a_server_that_breaks_is_begun_again(stage: Stage) -> None:
@@ -552,7 +551,7 @@ def test_a_server_that_breaks_is_begun_again(stage: Stage) -> None:
     stage.agents.broken = "too many open files"
     stage.runtime.settle()
     assert peer.left
-    assert stage.shown.phase is MonitorPhase.UNREACHABLE
+    assert stage.shown().phase is MonitorPhase.UNREACHABLE
 
     stage.runtime.advance(2)
     assert stage.agents.servings == 2
@@ -753,7 +752,7 @@ class Chaos:
         peer = self.stage.connect()
         self.asked[peer.number] = [2]
         assert self.stage.say(peer, HealthCheck(id=2))[:1] == [HealthAnswer(2)]
-        assert stage.shown.phase is MonitorPhase.SERVING
+        assert stage.shown().phase is MonitorPhase.SERVING
         stage.stop()
         stage.runtime.advance(60)
         assert stage.runtime._jobs == []

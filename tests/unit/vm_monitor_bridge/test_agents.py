@@ -306,26 +306,16 @@ def test_a_storm_of_reconnects_leaves_one_connection_no_thread_and_no_descriptor
     assert threading.active_count() == threads
 
 
-def test_more_connections_than_there_may_be_are_sent_away(bridge: Bridge) -> None:
+def test_strangers_beyond_the_limit_push_out_one_another_and_never_the_agent(bridge: Bridge) -> None:
     port = bridge.port
-    peers = [RawPeer(port) for _ in range(websocket.MAX_CONNECTIONS)]
-    try:
-        for peer in peers:
-            assert b" 101 " in peer.upgrade()
-        with RawPeer(port) as one_more:
-            assert one_more.is_closed_by_the_other_side()
-    finally:
-        for peer in peers:
-            peer.socket.close()
-    wait_until(lambda: _is_served(port), "there is room again", WAIT_S)
-
-
-def _is_served(port: int) -> bool:
-    with RawPeer(port) as peer:
-        try:
-            return b" 101 " in peer.upgrade()
-        except OSError:
-            return False
+    with contextlib.ExitStack() as stack:
+        agent = stack.enter_context(Agent(port))
+        strangers = [stack.enter_context(RawPeer(port)) for _ in range(3 * websocket.MAX_CONNECTIONS)]
+        for stranger in strangers[: 2 * websocket.MAX_CONNECTIONS]:
+            assert stranger.is_closed_by_the_other_side()
+        agent.check_health()
+        assert b" 101 " in strangers[-1].upgrade()
+    assert bridge.shown.connections == 1
 
 
 def test_the_stop_says_goodbye_and_closes_the_port_at_once(bridge: Bridge) -> None:

@@ -105,9 +105,12 @@ def test_programs_that_hang_are_killed_in_the_end_or_when_they_are_cancelled(
 ) -> None:
     programs.also(programs.quota, "sleep 600")
     cancellation = Cancellation()
-    threading.Thread(
-        target=lambda: (wait_until(programs.calls.exists, "it runs"), cancellation.request()), daemon=True
-    ).start()
+
+    def cancel_once_it_runs() -> None:
+        wait_until(programs.calls.exists, "it runs")
+        cancellation.request()
+
+    threading.Thread(target=cancel_once_it_runs, daemon=True).start()
     with pytest.raises(CancelledError):
         programs.make().set_disk_quota(5, cancellation)
     monkeypatch.setattr(machine, "LIMIT_S", 0.2)
