@@ -38,7 +38,19 @@ from ...postgres.upstream import parse
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import ProgramError, Starter, run
-from . import checking, confining, control, cores, folder, launcher, orphans, readiness, reload, segments, syncing
+from . import (
+    checking,
+    confining,
+    control,
+    cores,
+    folder,
+    launcher,
+    orphans,
+    readiness,
+    reload,
+    segments,
+    syncing,
+)
 from .control import read_state
 from .disk import Area, blamed, is_about_space, look
 from .launcher import Postmaster, environment
