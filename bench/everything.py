@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from compute_node.bench import apply, idle, kit, life, status
+from compute_node.bench import apply, autoscaling, idle, kit, life, status
 from compute_node.bench.rig import ROUNDS, Row, machine, table
 
 MEASUREMENTS: Final[dict[str, Callable[[], list[Row]]]] = {
@@ -13,6 +13,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], list[Row]]]] = {
     "status": status.measure,
     "idle": idle.measure,
     "kit": kit.measure,
+    "autoscaling": autoscaling.measure,
 }
 
 

@@ -36,6 +36,8 @@ MAX_SIZE: Final = 32 * 1024
 """Bytes of a message; the agent takes no larger ones either."""
 MAX_CONNECTIONS: Final = 16
 """At once; beyond them the oldest goes that has not offered anything yet, or is on its way out."""
+MAX_RATE: Final = 50
+"""Messages that a peer may send within a second; the agent sends one or two, and what is heard is never refused."""
 MAX_UNSENT: Final = 64
 """Messages that wait for a peer that does not read; then its connection is closed."""
 
@@ -63,7 +65,9 @@ class _Connection(ServerConnection):
         super().connection_made(transport)
         self.open_ones[self] = None
         if len(self.open_ones) > MAX_CONNECTIONS:
-            next(one for one in self.open_ones if not one.is_served).transport.abort()
+            victim = next(one for one in self.open_ones if not one.is_served)
+            del self.open_ones[victim]  # now: it hears of its end only later, when more have come
+            victim.transport.abort()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -161,8 +165,16 @@ class Service:
             del self._outgoing[number]
 
     async def _receive(self, websocket: ServerConnection, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        second, count = loop.time(), 0
         with contextlib.suppress(ConnectionClosed):
             async for frame in websocket:
+                if loop.time() - second >= 1:
+                    second, count = loop.time(), 0
+                count += 1
+                if count > MAX_RATE:
+                    await websocket.close(*_goodbye(1008, f"more than {MAX_RATE} messages within a second"))
+                    return
                 if isinstance(frame, str):
                     self._heard(AgentSaid(number, protocol.read(frame)))
                 else:

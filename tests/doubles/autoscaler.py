@@ -145,10 +145,13 @@ class RawPeer:
         return head
 
     def say(self, payload: bytes, *, opcode: int = 1) -> None:
-        """Send one frame, masked with zeros."""
-        size = len(payload)
-        length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2, "big")
-        self.socket.sendall(bytes([0x80 | opcode]) + length + bytes(4) + payload)
+        """Send one frame."""
+        self.socket.sendall(_frame(payload, opcode))
+
+    def say_all(self, payloads: list[bytes]) -> None:
+        """Send many frames at once; what the other side does not take any more is lost."""
+        with contextlib.suppress(OSError):
+            self.socket.sendall(b"".join(_frame(payload, 1) for payload in payloads))
 
     def offer(self) -> None:
         self.upgrade()
@@ -169,6 +172,13 @@ class RawPeer:
         except TimeoutError:
             return False
         return True
+
+
+def _frame(payload: bytes, opcode: int) -> bytes:
+    """Build a frame, masked with zeros."""
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + length + bytes(4) + payload
 
 
 def descriptors() -> int:

@@ -94,22 +94,6 @@ def test_a_node_speaks_with_its_agent_and_postgres_runs_in_its_cgroup(
     assert processes(group) == set()
 
 
-def test_a_node_without_autoscaling_serves_no_agent_and_says_so(
-    make_node: MakeNode, binaries15: Binaries, free_port: Ports
-) -> None:
-    node = make_node(binaries15)
-    port = free_port()
-    node.run(spec(swap_size_bytes=5), "--vm-monitor-addr", f"127.0.0.1:{port}")
-
-    shown = node.call("GET", "/autoscaling").body
-    assert (shown["enabled"], shown["phase"]) == (False, "off")
-    assert "--vm-monitor-addr has no effect: the variable AUTOSCALING is not set" in node.log
-    assert "`swap_size_bytes` of the spec has no effect without --resize-swap-on-bind" in node.log
-    with pytest.raises(OSError, match="refused"):
-        Agent(port)
-    assert node.stop() == 0, node.log
-
-
 # --- The file cache --------------------------------------------------------------------------------------
 
 
