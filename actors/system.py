@@ -35,11 +35,6 @@ from .postgres_process.server import Server
 from .supervisor.actor import GET_CONFIG, ReadSpec, Supervisor, SupervisorMessage
 from .supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES, VM
 from .supervisor.turn import Moment
-from .vm_monitor_bridge.actor import VmMonitorBridge
-from .vm_monitor_bridge.agents import WebsocketAgents
-from .vm_monitor_bridge.cgroup import CgroupMemory
-from .vm_monitor_bridge.file_cache import NeonFileCache
-from .vm_monitor_bridge.machine import NeonVm
 
 if TYPE_CHECKING:
     from ..http.port import Node
@@ -141,7 +136,14 @@ class System:
         """Stop every actor; returns the names of threads that live on."""
         return self.runtime.stop(timeout_s)
 
-    def _vm_monitor_bridge(self, settings: NodeSettings) -> VmMonitorBridge:
+    def _vm_monitor_bridge(self, settings: NodeSettings) -> Actor[Any]:
+        """Make the bridge; what it needs is loaded only where there is one."""
+        from .vm_monitor_bridge.actor import VmMonitorBridge
+        from .vm_monitor_bridge.agents import WebsocketAgents
+        from .vm_monitor_bridge.cgroup import CgroupMemory
+        from .vm_monitor_bridge.file_cache import NeonFileCache
+        from .vm_monitor_bridge.machine import NeonVm
+
         return VmMonitorBridge(
             self.supervisor,
             watches_cgroup=bool(settings.cgroup),
@@ -163,7 +165,7 @@ class System:
             configurator=self.runtime.ref(CONFIGURATOR),
             clerk=self.runtime.ref(CLERK),
             lfc=self.runtime.ref(LFC),
-            vm_monitor_bridge=self.runtime.ref(VM) if settings.manages_vm else None,
+            vm_monitor_bridge=self.runtime.ref(VM) if settings.autoscaling else None,
             metrics=self.runtime.metrics,
             auth=AuthSettings.of(settings),
             stop_timeout_s=settings.stop_timeout_s,

@@ -88,7 +88,7 @@ class Node:
     metrics: MetricsPort
     auth: AuthSettings
     vm_monitor_bridge: Asker | None = None
-    """None where nothing of the machine is managed."""
+    """None without autoscaling."""
     stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     version: str = "latest"
     refresh_metrics: Callable[[], None] = _nothing

@@ -25,7 +25,7 @@ def test_what_the_bridge_knows_is_shown_to_whoever_has_a_token(
     assert client("GET", "/autoscaling", headers={"Authorization": ""}).status_code == 400
 
 
-def test_a_node_that_manages_nothing_of_the_machine_says_so_without_asking(
+def test_a_node_without_autoscaling_says_so_without_asking(
     supervisor: StubSupervisor,
 ) -> None:
     without = replace(node(supervisor), vm_monitor_bridge=None)
