@@ -33,6 +33,10 @@ class Peer:
     """How we said goodbye."""
     left: bool = False
 
+    def is_open(self) -> bool:
+        """Whether neither side has ended it."""
+        return self.closed is None and not self.left
+
 
 class FakeAgents(Agents):
     """Listens at once; what peers do is said by the test."""

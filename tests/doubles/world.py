@@ -21,9 +21,10 @@ from compute_node.actors.lfc_manager.actor import LfcManager
 from compute_node.actors.lfc_manager.port import StoreError
 from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
-from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES
+from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES, VM
 from compute_node.actors.supervisor.state import Step
 from compute_node.actors.supervisor.turn import Moment
+from compute_node.actors.vm_monitor_bridge.actor import VmMonitorBridge
 from compute_node.messages.base import Message, Request
 from compute_node.messages.catalog import ApplyFailed, SpecApplied
 from compute_node.messages.failpoints import Failpoint
@@ -74,6 +75,7 @@ from doubles.machine import (
 )
 from doubles.servers import FakeServers
 from doubles.specs import a_spec, settings, with_role
+from doubles.vm import FakeAgents, FakeFileCache, FakeMachine, FakeMemory
 
 REFUSED: Final = a_spec(
     cluster=Cluster(roles=(), databases=(), settings=(GenericOption(REFUSED_SETTING, "string", "on"),))
@@ -179,7 +181,7 @@ class World:
         self.ref = runtime.ref("supervisor")
         self.supervisor = Supervisor(
             self.settings,
-            {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP)},
+            {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP, VM)},
             read_spec=lambda _cancellation, _count: self.reread,
             listeners=(runtime.ref("listener"),),
             began=Moment(self.clock.now(), self.clock.wall()),
@@ -195,6 +197,19 @@ class World:
             LFC: LfcManager(self.settings, self.ref, self.cache, self.store),
             HTTP: HttpFacade(self.servers, self.ref),
         }
+        if self.settings.manages_vm:
+            self.agents = FakeAgents()
+            self.vm_memory = FakeMemory(self.clock)
+            self.file_cache = FakeFileCache(self.clock, runtime.later)
+            self.vm = FakeMachine()
+            self.actors[VM] = VmMonitorBridge(
+                self.ref,
+                watches_cgroup=True,
+                agents=self.agents,
+                memory=self.vm_memory,
+                file_cache=self.file_cache,
+                machine=self.vm,
+            )
         self.invariants = Invariants(self)
         runtime.after_step = self._after_step
         for name, actor in self.actors.items():

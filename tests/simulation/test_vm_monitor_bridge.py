@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -40,13 +41,15 @@ from compute_node.actors.vm_monitor_bridge.protocol import (
 )
 from compute_node.actors.vm_monitor_bridge.state import MAX_UNREADABLE, SET_UP_S
 from compute_node.messages.base import Message
-from compute_node.messages.lifecycle import ActorFailed
+from compute_node.messages.lifecycle import ActorFailed, ShutdownMode, Status, Terminated
 from compute_node.messages.metrics import (
     AUTOSCALING_BYTES,
     AUTOSCALING_CONNECTED,
     AUTOSCALING_DECISIONS,
     AUTOSCALING_MESSAGES,
 )
+from compute_node.messages.settings import NodeSettings
+from compute_node.messages.spec import ComputeSpec
 from compute_node.messages.vm import (
     Autoscaling,
     GetAutoscaling,
@@ -57,9 +60,13 @@ from compute_node.messages.vm import (
     VmPreparationFailed,
     VmPrepared,
 )
+from msgspec.structs import replace
 from typing_extensions import override
 
+from doubles.specs import a_spec
 from doubles.vm import GIB, GROUP, FakeAgents, FakeFileCache, FakeMachine, FakeMemory, Peer
+from doubles.world import World
+from simulation.lives import silence
 
 LOGGER = "compute_node.vm_monitor_bridge"
 
@@ -223,7 +230,7 @@ def test_an_upscale_that_fails_is_told_with_its_causes_and_changes_no_threshold(
         Failure("failed to handle upscale: Postgres has not done it: it is frozen", 2)
     ]
     assert stage.memory.expected == threshold(4 * GIB)
-    assert peer.closed is None
+    assert peer.is_open()
     stage.cache.broken = None
     assert stage.say(peer, grown(4, 8 * GIB)) == [UpscaleConfirmation(4)]
 
@@ -357,7 +364,7 @@ def test_the_newest_agent_takes_the_place_of_the_one_before(stage: Stage) -> Non
 
     assert first.closed is not None
     assert "newer connection" in first.closed[1]
-    assert second.closed is None
+    assert second.is_open()
     assert stage.say(first, HealthCheck(id=2)) == []
     assert stage.say(second, HealthCheck(id=2)) == [HealthAnswer(2)]
     stage.agents.leave(first)
@@ -388,7 +395,7 @@ def test_one_bad_message_is_answered_and_many_in_a_row_end_the_connection(stage:
     assert stage.say(peer, HealthCheck(id=8)) == [HealthAnswer(8)]
     for _ in range(MAX_UNREADABLE - 1):
         stage.say(peer, Unreadable("what?", 0))
-    assert peer.closed is None
+    assert peer.is_open()
     stage.say(peer, Unreadable("what?", 0))
     assert peer.closed is not None
     assert stage.shown().phase is MonitorPhase.WAITING
@@ -789,3 +796,99 @@ def test_what_is_in_use_is_never_more_than_the_threshold_of_an_approved_size(sta
         (answer,) = stage.say(peer, shrink(2 + used // MIB * 2, 3 * GIB))[:1]
         assert isinstance(answer, DownscaleResult)
         assert answer.ok is (used + DOWNSCALE_BUFFER <= threshold(usable(3 * GIB)))
+
+
+# --- In a whole node -------------------------------------------------------------------------------------
+
+SCALED: dict[str, Any] = {"autoscaling": True, "resize_swap": True}
+
+
+class ScaledWorld(World):
+    """A node whose machine is managed, and an agent that comes now and then."""
+
+    @override
+    def _settings(self, changes: dict[str, Any]) -> NodeSettings:
+        return super()._settings(SCALED | changes)
+
+    @override
+    def some_spec(self) -> ComputeSpec:
+        return replace(super().some_spec(), swap_size_bytes=GIB)
+
+    @override
+    def act(self) -> None:
+        self.vm.held = self.random.random() < 0.1
+        self.vm.broken = "failed to resize swap: no" if self.random.random() < 0.1 else None
+        if self.agents.heard is None:
+            super().act()
+            return
+        peer = self.agents.connect()
+        self.agents.say(peer, HealthCheck(id=2))
+        self.agents.say(peer, shrink(4, 2 * GIB))
+        self.vm_memory.use(self.random.choice([MIB, 4 * GIB]))
+        super().act()
+
+    @override
+    def mend(self) -> None:
+        super().mend()
+        if self.lives:
+            self.vm.held, self.vm.broken = False, None
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World(0) as world:
+        yield world
+
+
+def test_a_node_waits_for_its_swap_serves_an_agent_and_says_goodbye_when_postgres_is_gone(
+    world: World,
+) -> None:
+    world.boot(a_spec(swap_size_bytes=5), **SCALED)
+    world.vm.held = True
+    world.runtime.settle()
+    assert [change.new for change in world.changes] == [Status.INIT]
+    assert world.machine.launched == 0
+    world.vm.held = False
+    world.runtime.settle()
+    assert [change.new for change in world.changes] == [Status.INIT, Status.RUNNING]
+    assert world.vm.swap == [5]
+
+    peer = world.agents.connect()
+    world.runtime.settle()
+    assert peer.received == [Chosen(1)]
+    world.machine.faults.stop_takes_s = 3.0
+    world.terminate(ShutdownMode.IMMEDIATE)
+    world.runtime.advance(2.0)
+    assert peer.is_open()
+    world.runtime.advance(2.0)
+    assert peer.closed is not None
+    world.runtime.advance(5.0)
+    assert world.exit.get(0).code == 0
+
+
+def test_a_termination_while_swap_is_resized_cancels_the_start(world: World) -> None:
+    world.boot(a_spec(swap_size_bytes=5), **SCALED)
+    world.vm.held = True
+    world.runtime.settle()
+    waiting = world.terminate(ShutdownMode.IMMEDIATE)
+    world.runtime.advance(1.0)
+
+    assert isinstance(waiting.pending.get(0), Terminated)
+    assert world.vm.swap == []
+    assert world.machine.launched == 0
+
+
+def test_a_swap_that_cannot_be_resized_fails_the_start_with_its_reason(world: World) -> None:
+    world.boot(a_spec(swap_size_bytes=5), **SCALED)
+    world.vm.broken = "failed to resize swap: process exited with 3"
+    world.runtime.settle()
+
+    assert world.supervisor.state.status is Status.FAILED
+    assert world.supervisor.state.error == "failed to resize swap: process exited with 3"
+    assert world.machine.launched == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_to_a_node_with_an_agent_it_ends_in_order(seed: int) -> None:
+    with silence(), ScaledWorld(seed, drawn=True) as world:
+        world.live_all()
