@@ -4,13 +4,14 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from compute_node.bench import apply, autoscaling, idle, kit, life, status
+from compute_node.bench import apply, autoscaling, cache, idle, kit, life, status
 from compute_node.bench.rig import ROUNDS, Row, machine, table
 
 MEASUREMENTS: Final[dict[str, Callable[[], list[Row]]]] = {
     "life": life.measure,
     "apply": apply.measure,
     "status": status.measure,
+    "cache": cache.measure,
     "idle": idle.measure,
     "kit": kit.measure,
     "autoscaling": autoscaling.measure,

@@ -289,6 +289,11 @@ class ByHand:
         )
         listening = f"port = {self.port}\nunix_socket_directories = '{self.where}'\n"
         (self.pgdata / "postgresql.conf").write_text(self._conf + listening, encoding="utf-8")
+        self.launch()
+        return time.perf_counter() - began
+
+    def launch(self) -> None:
+        """Start Postgres on what is there, and wait until it is ready."""
         with (self.where / "log").open("wb") as log:
             self._postgres = subprocess.Popen(
                 [self._binaries.postgres, "-D", str(self.pgdata)],
@@ -302,7 +307,7 @@ class ByHand:
         while self._postgres.poll() is None:
             with contextlib.suppress(OSError):
                 if readiness.is_ready(pidfile.read_text(encoding="utf-8"), self._postgres.pid):
-                    return time.perf_counter() - began
+                    return
             nothing.wait(0.001)
         msg = (self.where / "log").read_text(encoding="utf-8")
         raise RuntimeError(msg)

@@ -47,6 +47,10 @@ class Client:
         """
         return self._call("POST", path, body or b"", WAIT_S, ())
 
+    def delete(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        """Return the JSON of a DELETE. Raises RefusedError, UnreachableError."""
+        return self._call("DELETE", path, None, TIMEOUT_S, ())
+
     def _call(
         self, method: str, path: str, body: bytes | None, timeout_s: float, also: tuple[int, ...]
     ) -> Any:  # noqa: ANN401 - JSON

@@ -1,4 +1,4 @@
-"""The command for people: `compute-node demo | status | plan | configure | terminate | validate | keygen | token`."""
+"""The command for people: `compute-node demo | status | plan | configure | terminate | prewarm | offload | validate | …`."""
 
 import functools
 import sys
@@ -177,6 +177,48 @@ def terminate(mode: str, url: str, token_file: Path | None, *, as_json: bool) ->
 
 
 @main.command()
+@click.option("--from-endpoint", metavar="ID", help="Take the state of another endpoint, or node.")
+@click.option("--cancel", is_flag=True, help="End the prewarm that is under way.")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+@_talks_to_a_node
+def prewarm(
+    url: str,
+    token_file: Path | None,
+    *,
+    from_endpoint: str | None,
+    cancel: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Warm the node's cache from its saved state; wait until it is done (exit status 1: it is not)."""
+    from . import caching
+
+    if cancel and (from_endpoint is not None or no_wait):
+        msg = "--cancel goes with none of the others"
+        raise click.UsageError(msg)
+    client = _client(url, token_file)
+    if cancel:
+        shown = caching.cancel(client)
+    else:
+        shown = caching.prewarm(client, from_endpoint, wait=not no_wait, narrate=not as_json)
+    _cache_shown(shown, caching.prewarm_text(shown), as_json=as_json, fine=cancel or caching.is_fine(shown))
+
+
+@main.command()
+@click.option(
+    "--force", is_flag=True, help="Although the last prewarm is not complete: a good state may be lost."
+)
+@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+@_talks_to_a_node
+def offload(url: str, token_file: Path | None, *, force: bool, no_wait: bool, as_json: bool) -> None:
+    """Save the state of the node's cache; wait until it is done (exit status 1: it is not)."""
+    from . import caching
+
+    shown = caching.offload(_client(url, token_file), force=force, wait=not no_wait)
+    _cache_shown(shown, caching.offload_text(shown), as_json=as_json, fine=caching.is_fine(shown))
+
+
+@main.command()
 @click.argument("private_key", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--config",
@@ -253,6 +295,12 @@ def demo(
     except DemoError as error:
         _fail(str(error), EXIT_REFUSED)
     sys.exit(code)
+
+
+def _cache_shown(shown: dict[str, Any], text: str, *, as_json: bool, fine: bool) -> None:
+    click.echo(_json(shown) if as_json else text)
+    if not fine:
+        sys.exit(EXIT_REFUSED)
 
 
 def _fail(message: str, code: int) -> NoReturn:

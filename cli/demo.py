@@ -32,6 +32,8 @@ SAMPLE_SPEC: Final[dict[str, Any]] = {
     "format_version": 1.0,
     "operation_uuid": "demo",
     "suspend_timeout_seconds": -1,
+    "autoprewarm": True,
+    "offload_lfc_interval_seconds": 300,
     "cluster": {
         "cluster_id": "demo",
         "name": "demo",
@@ -147,6 +149,8 @@ class Demo:
             start_timeout_s=60.0,
             stop_timeout_s=25.0,
             log_format="human",
+            lfc_store=str(self._directory / "lfc"),
+            lfc_offload_on_stop=True,
         )
 
     def _make_files(self) -> None:

@@ -12,10 +12,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import msgspec
 import psutil
 import pytest
 from compute_node.postgres import pidfile
@@ -154,6 +155,34 @@ def run_as(account: Account | None, *command: str | Path, cwd: str | Path = "/")
     assert result.returncode == 0, f"{command} failed:\n{result.stdout}{result.stderr}"
     printed: str = result.stdout
     return printed
+
+
+def copy_with_extensions(
+    binaries: Binaries, account: Account | None, folder: Path, offered: Mapping[str, str]
+) -> Binaries:
+    """Make a copy of a Postgres in an empty folder, mostly links, which offers these files of extensions too."""
+    found = {}
+    for what in ("bindir", "sharedir", "pkglibdir"):
+        found[what] = Path(run_as(account, binaries.sibling("pg_config"), f"--{what}").strip())
+    root = Path(os.path.commonpath(list(found.values())))
+    made = {what: folder / path.relative_to(root) for what, path in found.items()}
+    for what, path in found.items():
+        made[what].mkdir(parents=True, exist_ok=True)
+        for entry in path.iterdir():
+            if entry.name not in {"postgres", "extension"} and not (made[what] / entry.name).exists():
+                (made[what] / entry.name).symlink_to(entry)
+    shutil.copy2(found["bindir"] / "postgres", made["bindir"])
+    extensions = made["sharedir"] / "extension"
+    extensions.mkdir()
+    for entry in (found["sharedir"] / "extension").iterdir():
+        if entry.name not in offered:
+            (extensions / entry.name).symlink_to(entry)
+    for name, text in offered.items():
+        (extensions / name).write_text(text)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+    return msgspec.structs.replace(binaries, postgres=str(made["bindir"] / "postgres"))
 
 
 class Cluster:

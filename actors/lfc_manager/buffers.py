@@ -6,7 +6,7 @@ catalogs of users. A standby takes no new functions, so there the extensions mus
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -72,7 +72,10 @@ SELECT reldatabase, reltablespace, relfilenode, relforknumber, pg_catalog.sum(si
  GROUP BY reldatabase, reltablespace, relfilenode, relforknumber
 """
 DATABASES: Final = b"""\
-SELECT oid, datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY oid
+SELECT oid, datname
+  FROM pg_catalog.pg_database
+ WHERE datallowconn AND datconnlimit <> -2 AND NOT datistemplate
+ ORDER BY oid
 """
 NAMES: Final = b"""\
 SELECT w.n, s.nspname, c.relname
@@ -184,10 +187,7 @@ class _Load:
             {"n": n, "s": r.schema, "r": r.name, "k": FORKS[r.fork], "f": r.filenode}
             for n, r in enumerate(relations)
         ]
-        files = {
-            _int(number): (_int(oid), _int(size))
-            for number, oid, size in await ask(connection, FILES, [msgspec.json.encode(wanted)])
-        }
+        files = await _files(connection, wanted)
         sizes = [(r, files[n][1] if n in files else 0) for n, r in enumerate(relations)]
         batches = Batches(runs(sizes))
         gone: set[int] = set()
@@ -244,6 +244,20 @@ class _Load:
         self._pace = self._pace.after(took_s, busy=self._busy)
         if self._pace.pause_s:
             await asyncio.sleep(self._pace.pause_s)
+
+
+async def _files(
+    connection: Connection, wanted: Sequence[Mapping[str, object]]
+) -> dict[int, tuple[int, int]]:
+    """Return oid and size in blocks of what is still there and not locked, by its number."""
+    try:
+        rows = await ask(connection, FILES, [msgspec.json.encode(wanted)])
+    except StatementError:
+        if len(wanted) == 1:
+            return {}
+        half = len(wanted) // 2
+        return await _files(connection, wanted[:half]) | await _files(connection, wanted[half:])
+    return {_int(number): (_int(oid), _int(size)) for number, oid, size in rows}
 
 
 async def load(sessions: Sessions, connection: Connection, state: bytes, progress: Progress) -> Counts:

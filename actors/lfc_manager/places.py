@@ -17,6 +17,8 @@ KEY: Final = "lfc_state"
 NO_ENDPOINT: Final = "pspec.endpoint_id missing, other endpoint_id not provided"
 """This text and the two of the counterpart below are its own."""
 NO_ADDRESS: Final = "pspec.endpoint_storage_addr missing"
+BAD_ADDRESS: Final = "pspec.endpoint_storage_addr is not of the form host:port"
+"""Without the address itself: somebody may have put a password into it."""
 NO_TOKEN: Final = "pspec.endpoint_storage_token missing"  # noqa: S105 - a text
 _DOTS: Final = re.compile(r"\.*")
 _ADDRESS: Final = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
@@ -58,8 +60,7 @@ def place_of(spec: ComputeSpec, settings: NodeSettings, endpoint: str | None = N
     if address is None:
         raise NoPlaceError(NO_ADDRESS)
     if _ADDRESS.fullmatch(address) is None:
-        msg = f"pspec.endpoint_storage_addr is {address[:80]!r}; give it as host:port"
-        raise NoPlaceError(msg)
+        raise NoPlaceError(BAD_ADDRESS)
     token = spec.endpoint_storage_token
     if token is None:
         text = setting("neon.endpoint_storage_token")

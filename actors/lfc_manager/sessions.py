@@ -23,7 +23,7 @@ NAME: Final = "compute_ctl:apply_config"
 """The counterpart's, for these calls too."""
 OPTIONS: Final = (
     *UNDISTURBED_OPTIONS,
-    "lock_timeout=1s",  # whoever is in the way of a read that nobody waits for goes first
+    "lock_timeout=100ms",  # whoever is in the way of a read that nobody waits for goes first
     "work_mem=64MB",
     "track_activities=off",  # to users and monitors this is no session at work
     "log_min_duration_statement=-1",

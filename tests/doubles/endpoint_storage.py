@@ -42,7 +42,8 @@ class Fault(Enum):
 class EndpointStorage:
     """Keeps bodies by path. `status`: answer this, and do nothing; `fault`: see there."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = TOKEN) -> None:
+        self.token = token
         self.kept: dict[str, bytes] = {}
         self.status: int | None = None
         self.fault: Fault | None = None
@@ -99,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._fail(storage.fault)
             elif storage.status is not None:
                 self._answer(storage.status, b"no")
-            elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            elif self.headers.get("Authorization") != f"Bearer {storage.token}":
                 self._answer(400, b"bad token")
             elif not self.path.startswith(f"/{TENANT}/{TIMELINE}/"):
                 self._answer(401)
@@ -163,9 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def endpoint_storage() -> Iterator[EndpointStorage]:
+def endpoint_storage(token: str = TOKEN) -> Iterator[EndpointStorage]:
     """Serve one until the end of the block."""
-    storage = EndpointStorage()
+    storage = EndpointStorage(token)
     try:
         yield storage
     finally:

@@ -1,6 +1,5 @@
 """The phases of an application that go beyond roles, databases and grants, on real Postgres."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from compute_node.postgres.connection import params
 
 from doubles.specs import a_spec
 from fix_postgres import Cluster as RealPostgres
-from fix_postgres import MakeCluster, absent, owned_folder, run_as, wait_until
+from fix_postgres import MakeCluster, absent, copy_with_extensions, owned_folder, run_as, wait_until
 
 pytestmark = pytest.mark.slow
 """Starts a Postgres of its own."""
@@ -319,33 +318,17 @@ def test_users_are_audited_in_their_databases_and_the_node_nowhere(audited: Real
 @pytest.fixture
 def flavoured(binaries: Binaries, scratch: Path, account: Account | None) -> Iterator[Binaries]:
     """A Postgres that has extensions named neon, pgaudit, pgauditlogtofile to offer; they do nothing."""
-    folder = owned_folder(scratch, account)
-    found = {}
-    for what in ("bindir", "sharedir", "pkglibdir"):
-        found[what] = Path(run_as(account, binaries.sibling("pg_config"), f"--{what}").strip())
-    root = Path(os.path.commonpath(list(found.values())))
-    made = {what: folder / path.relative_to(root) for what, path in found.items()}
-    for what, path in found.items():
-        made[what].mkdir(parents=True, exist_ok=True)
-        for entry in path.iterdir():
-            if entry.name not in {"postgres", "extension"} and not (made[what] / entry.name).exists():
-                (made[what] / entry.name).symlink_to(entry)
-    shutil.copy2(found["bindir"] / "postgres", made["bindir"])
-    offered = made["sharedir"] / "extension"
-    offered.mkdir()
-    for entry in (found["sharedir"] / "extension").iterdir():
-        (offered / entry.name).symlink_to(entry)
+    offered: dict[str, str] = {}
     for name, relocatable in (("neon", "false"), ("pgaudit", "true"), ("pgauditlogtofile", "true")):
-        (offered / f"{name}.control").unlink(missing_ok=True)
         control = f"comment = 'a double'\ndefault_version = '1.1'\nrelocatable = {relocatable}\n"
-        (offered / f"{name}.control").write_text(control)
         function = f"CREATE FUNCTION {name}_version() RETURNS text LANGUAGE sql AS 'SELECT ''1.0''';"
-        (offered / f"{name}--1.0.sql").write_text(function)
-        (offered / f"{name}--1.0--1.1.sql").write_text(f"COMMENT ON FUNCTION {name}_version() IS 'new';")
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            path.chmod(0o755)
-    yield msgspec.structs.replace(binaries, postgres=str(made["bindir"] / "postgres"))
+        offered |= {
+            f"{name}.control": control,
+            f"{name}--1.0.sql": function,
+            f"{name}--1.0--1.1.sql": f"COMMENT ON FUNCTION {name}_version() IS 'new';",
+        }
+    folder = owned_folder(scratch, account)
+    yield copy_with_extensions(binaries, account, folder, offered)
     shutil.rmtree(folder)
 
 

@@ -163,6 +163,87 @@ def test_terminate_asks_for_its_mode(node: ApiServer) -> None:
     assert "LSN 0/1" in run("terminate", "--url", node.url).stdout
 
 
+# --- The cache
+
+
+WARMED = {
+    "status": "completed",
+    "total": 100,
+    "prewarmed": 90,
+    "skipped": 10,
+    "state_download_time_ms": 1,
+    "uncompress_time_ms": 2,
+    "prewarm_time_ms": 1500,
+}
+
+
+def test_prewarm_waits_and_tells_how_far_it_has_come(node: ApiServer) -> None:
+    warming = {"status": "prewarming", "total": 100, "prewarmed": 40, "skipped": 0}
+    node.answers = {
+        "POST /lfc/prewarm?from_endpoint=a%2Fb": (202, None),
+        "GET /lfc/prewarm": [(200, warming), (200, WARMED)],
+    }
+    result = run("prewarm", "--from-endpoint", "a/b", "--url", node.url)
+    assert result.exit_code == 0, result.output
+    assert "40 of 100 blocks" in result.stderr
+    assert result.stdout == "completed: 90 of 100 blocks, 10 skipped, in 1.5 s\n"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text", "code"),
+    [
+        ({"status": "skipped"}, "skipped: there is no saved state\n", 0),
+        ({"status": "failed", "error": "no"}, "failed: no\n", 1),
+        ({"status": "cancelled"}, "cancelled\n", 1),
+    ],
+)
+def test_prewarm_says_how_it_ended(node: ApiServer, shown: dict[str, Any], text: str, code: int) -> None:
+    counts = {"total": 0, "prewarmed": 0, "skipped": 0}
+    node.answers = {"POST /lfc/prewarm": (202, None), "GET /lfc/prewarm": (200, counts | shown)}
+    result = run("prewarm", "--url", node.url)
+    assert (result.stdout, result.exit_code) == (text, code)
+
+
+def test_prewarm_can_be_begun_only_and_cancelled(node: ApiServer) -> None:
+    warming = {"status": "prewarming", "total": 0, "prewarmed": 0, "skipped": 0}
+    node.answers = {
+        "POST /lfc/prewarm": (202, None),
+        "DELETE /lfc/prewarm": (202, None),
+        "GET /lfc/prewarm": (200, warming),
+    }
+    assert run("prewarm", "--no-wait", "--url", node.url).stdout == "prewarming: 0 of 0 blocks\n"
+    node.answers["GET /lfc/prewarm"] = [(200, warming), (200, warming | {"status": "cancelled"})]
+    result = run("prewarm", "--cancel", "--url", node.url)
+    assert (result.stdout, result.exit_code) == ("cancelled\n", 0)
+    assert run("prewarm", "--cancel", "--no-wait", "--url", node.url).exit_code == 2
+
+
+def test_offload_waits_and_says_how_it_ended(node: ApiServer) -> None:
+    times = {"state_query_time_ms": 1, "compress_time_ms": 2, "state_upload_time_ms": 30}
+    node.answers = {
+        "POST /lfc/offload": (202, None),
+        "GET /lfc/offload": [(200, {"status": "offloading"}), (200, {"status": "completed"} | times)],
+    }
+    result = run("offload", "--url", node.url)
+    assert (result.stdout, result.exit_code) == ("completed in 0.0 s\n", 0)
+    node.answers["GET /lfc/offload"] = (200, {"status": "skipped"})
+    assert run("offload", "--url", node.url).stdout == "skipped: nothing is cached\n"
+    node.answers["GET /lfc/offload"] = (200, {"status": "failed", "error": "no"})
+    assert run("offload", "--url", node.url).exit_code == 1
+
+
+def test_a_refused_offload_says_why_and_force_is_passed_on(node: ApiServer) -> None:
+    node.answers = {
+        "POST /lfc/offload": (409, {"error": "the last prewarm failed"}),
+        "POST /lfc/offload?force=true": (202, None),
+        "GET /lfc/offload": (200, {"status": "completed"}),
+    }
+    refused = run("offload", "--url", node.url)
+    assert refused.exit_code == 1
+    assert "the last prewarm failed" in refused.stderr
+    assert run("offload", "--force", "--json", "--url", node.url).exit_code == 0
+
+
 def test_a_wrong_option_is_a_usage_error() -> None:
     assert run("terminate", "--mode", "slow").exit_code == 2
 
