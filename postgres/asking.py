@@ -1,9 +1,11 @@
 """One statement after the other over libpq: rows as bytes, refusals in one line. Imported late, for psycopg."""
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from psycopg import AsyncConnection, generators, waiting
+from psycopg import AsyncConnection, Error, generators, waiting
 from psycopg.pq import DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
@@ -48,6 +50,18 @@ async def ask(
     return [
         [result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)
     ]
+
+
+async def break_off(connection: AsyncConnection[TupleRow], limit_s: float) -> None:
+    """Have the server cancel the statement under way, and hear that it has; the connection is to be closed then.
+
+    For statements that must clean up behind them: who merely loses its client may end without.
+    """
+    pgconn = connection.pgconn
+    with contextlib.suppress(Error, TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await connection.cancel_safe(timeout=limit_s)
+            await waiting.wait_async(generators.fetch_many(pgconn), pgconn.socket, interval=limit_s)
 
 
 def reason(result: PGresult) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from psycopg import Error
 
-from ...postgres.asking import StatementError, ask
+from ...postgres.asking import StatementError, ask, break_off
 from .packing import StateError
 from .port import CacheError, Counts, Progress
 from .sessions import Connection, Sessions, line
@@ -15,6 +15,7 @@ from .sessions import Connection, Sessions, line
 TAKE: Final = b"SELECT neon.get_local_cache_state()"
 LOAD: Final = b"SELECT neon.prewarm_local_cache($1::pg_catalog.bytea)"
 INFO: Final = b"SELECT total_pages, prewarmed_pages, skipped_pages FROM neon.get_prewarm_info()"
+CANCEL_S: Final = 0.3
 LOOK_S: Final = 1.0
 """Pause between two looks at how far it has come."""
 
@@ -69,6 +70,9 @@ async def load(sessions: Sessions, connection: Connection, state: bytes, progres
     except (StatementError, Error) as error:
         msg = f"loading LFC state into postgres: {line(error)}"
         raise CacheError(msg) from None
+    except asyncio.CancelledError:
+        await break_off(connection, CANCEL_S)  # its workers end only with a statement that was cancelled
+        raise
     finally:
         watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):

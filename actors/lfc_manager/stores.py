@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
@@ -258,6 +257,8 @@ def _read(place: FolderPlace) -> bytes | None:
 
 def _write(place: FolderPlace, body: bytes) -> None:
     """Put a new file into the place of the old one, which stays until the new one is safe on the disk."""
+    import tempfile
+
     folder = Path(place.folder, place.name)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def _get_prewarm(call: Call) -> Answer:
 
 def _prewarm(call: Call) -> Answer:
     query = call.query(PrewarmQuery)
-    return _taken(call, Prewarm(None if query is None else query.from_endpoint))
+    return _taken(call, Prewarm(None if query is None else query.from_endpoint or None))
 
 
 def _cancel(call: Call) -> Answer:

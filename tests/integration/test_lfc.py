@@ -142,6 +142,7 @@ def test_a_node_that_is_killed_in_the_middle_of_a_prewarm_comes_back_with_the_go
     await_prewarm(node, "cancelled")
     asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
     wait_until(lambda: not node.query(asleep), "the statement has ended in the server")
+    wait_until(lambda: "canceling statement due to user request" in node.log, "it was cancelled, not cut off")
     wait_until(lambda: "not offloaded any more" in node.log, "a tick has found the cache incomplete", 20)
     assert node.call("POST", "/lfc/offload").status == 409
     assert node.metric("compute_node_lfc_offload_blocked") == 1
