@@ -94,17 +94,49 @@ def test_unlabelled_families_are_there_with_zero_and_labelled_ones_with_their_fi
 
 
 def test_each_family_bears_exactly_its_name_and_type(client: Client, metrics: Metrics) -> None:
-    for family in families.FAMILIES:
+    plain = [family for family in families.FAMILIES if family.kind is not families.Kind.HISTOGRAM]
+    for family in plain:
         labels = tuple("x" for _ in family.labels)
         metrics.replace(family, {labels: 7.0})
     lines = client("GET", "/metrics").text.splitlines()
-    for family in families.FAMILIES:
+    for family in plain:
         shown = ",".join(f'{label}="x"' for label in sorted(family.labels))
         assert f"# TYPE {family.name} {family.kind.value}" in lines
         assert f"# HELP {family.name} {family.help}" in lines
         assert f"{family.name}{{{shown}}} 7.0".replace("{}", "") in lines
-    assert len(lines) == 3 * len(families.FAMILIES)
+    assert len(lines) == 3 * len(plain)
     assert not [line for line in lines if "_created" in line or "_total_total" in line]
+
+
+def test_a_histogram_is_shown_by_buckets_that_count_all_below_with_count_and_sum(
+    client: Client, metrics: Metrics
+) -> None:
+    for value in (500.0, 5_000.0, 1e9):
+        metrics.observe(families.LFC_STATE_BYTES, value, "offload")
+    metrics.observe(families.LFC_STATE_BYTES, 1.0, "prewarm")
+    text = client("GET", "/metrics").text
+    name = families.LFC_STATE_BYTES.name
+    assert f"# TYPE {name} histogram\n" in text
+    shown = [
+        line.removeprefix(name) for line in text.splitlines() if line.startswith(name) and "offload" in line
+    ]
+    assert shown == [
+        *(
+            f'_bucket{{le="{le}",operation="offload"}} {count}'
+            for le, count in (
+                ("1000.0", 1.0),
+                ("10000.0", 2.0),
+                ("100000.0", 2.0),
+                ("1000000.0", 2.0),
+                ("10000000.0", 2.0),
+                ("100000000.0", 2.0),
+                ("+Inf", 3.0),
+            )
+        ),
+        '_count{operation="offload"} 3.0',
+        '_sum{operation="offload"} 1.0000055e+09',
+    ]
+    assert f'{name}_count{{operation="prewarm"}} 1.0\n' in text
 
 
 def test_label_values_are_escaped(client: Client, metrics: Metrics) -> None:
