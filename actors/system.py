@@ -29,11 +29,13 @@ from .kit.threaded import ThreadedRuntime
 from .lfc_manager.actor import LfcManager
 from .lfc_manager.caches import PostgresCache
 from .lfc_manager.stores import Stores
+from .lsn_lease.actor import LsnLease
+from .lsn_lease.asking import StoragePageservers
 from .postgres_process.actor import PostgresProcess
 from .postgres_process.port import ProcessSink
 from .postgres_process.server import Server
 from .supervisor.actor import GET_CONFIG, ReadSpec, Supervisor, SupervisorMessage
-from .supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES, VM
+from .supervisor.effects import CONFIGURATOR, HTTP, LEASE, LFC, MONITOR, POSTGRES, VM
 from .supervisor.turn import Moment
 
 if TYPE_CHECKING:
@@ -101,7 +103,8 @@ class System:
         self._dropped_lines = launch.dropped_lines
         self._orphans_reaped = launch.orphans_reaped
         settings = launch.settings
-        others = {name: self.runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP, VM)}
+        told = (POSTGRES, CONFIGURATOR, MONITOR, LFC, LEASE, HTTP, VM)
+        others = {name: self.runtime.ref(name) for name in told}
         listeners: tuple[Ref[StatusChanged], ...] = ()
         self._actors: dict[str, Actor[Any]] = {}
         if heard is not None:
@@ -119,6 +122,7 @@ class System:
         self._actors[LFC] = LfcManager(settings, self.supervisor, PostgresCache(settings), Stores())
         if settings.manages_vm:
             self._actors[VM] = self._vm_monitor_bridge(settings)
+        self._actors[LEASE] = LsnLease(self.supervisor, StoragePageservers())
         servers = WaitressServers(settings, lambda: _applications(self._node(settings)), self.runtime.metrics)
         self._actors[HTTP] = HttpFacade(servers, self.supervisor)
 

@@ -40,6 +40,7 @@ from .routes import (
     plan,
     probes,
     promote,
+    refresh,
     schema,
     status,
     terminate,
@@ -70,6 +71,7 @@ INTERNAL: Final[tuple[Route, ...]] = (
     probes.LIVE,
     *extensions.ROUTES,
     *grants.ROUTES,
+    *refresh.ROUTES,
     *description.ROUTES,
 )
 """The internal server serves loopback only and asks for no token, so each of its routes says PUBLIC."""

@@ -169,6 +169,13 @@ class WrongStatus(Message, frozen=True):
     status: Status
 
 
+class RefreshTaken(Message, frozen=True):
+    """The spec will be fetched again, or one is on its way already."""
+
+
+RefreshOutcome: TypeAlias = RefreshTaken | WrongStatus
+
+
 # --- Requests and commands -------------------------------------------------------------------------------
 
 
@@ -208,6 +215,10 @@ class GetJournal(Request[tuple[JournalEntry, ...]], frozen=True):
 
 class AwaitExit(Request[ExitReport], frozen=True):
     """Ask to be told when the node's life is over; for the main thread."""
+
+
+class RefreshConfiguration(Request[RefreshOutcome], frozen=True):
+    """Fetch the spec again, because Postgres has reason to think that it is outdated; answered at once."""
 
 
 class SignalReceived(Message, frozen=True):

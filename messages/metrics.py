@@ -86,6 +86,11 @@ LFC_OFFLOAD_BLOCKED: Final = _gauge(
     "compute_node_lfc_offload_blocked",
     "1 while nothing is offloaded because the last prewarm is not complete.",
 )
+PAGESTREAM_ERRORS: Final = _counter(
+    "pg_cctl_pagestream_request_errors_total",
+    "Times Postgres asked for a refresh of its spec because pageservers rejected it.",
+)
+
 CRASH_RESTARTS: Final = _counter(
     "compute_node_postgres_crash_restarts_total",
     "Times Postgres restarted all its processes because one of them crashed.",
@@ -95,6 +100,13 @@ DISK_FREE: Final = _gauge(
     "compute_node_disk_free_bytes",
     "Bytes that Postgres may still write to its file systems, while it runs.",
     "area",
+)
+LEASE_VALID_UNTIL: Final = _gauge(
+    "compute_node_lsn_lease_valid_until_seconds",
+    "Until when the LSN of a Static node is held, in seconds since the epoch; 0 while it is not.",
+)
+LEASE_REQUESTS: Final = _counter(
+    "compute_node_lsn_lease_requests_total", "Requests for an LSN lease, by what became of them.", "result"
 )
 HANDLED: Final = _counter("compute_node_messages_total", "Messages handled.", "actor", "message")
 HANDLER_SECONDS: Final = _counter(

@@ -15,11 +15,10 @@ from ...postgres.binaries import Binaries
 from ...postgres.connection import parse_connstr
 from ...postgres.environment import allowed
 from ...postgres.passwords import PASSFILE, password_file
-from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import Program, ProgramError, Starter, pour
-from .dumping import COMMAND, MAX_SAID, environment
+from .dumping import COMMAND, environment, one_line
 from .port import CatalogAccess, Dump
 
 FAILED: Final = "failed to execute pg_dump"
@@ -85,9 +84,9 @@ class PostgresCatalog(CatalogAccess):
             except StreamClosedError:
                 return Dump(size, CLIENT_LEFT)
             except ProgramError as error:
-                return Dump(size, f"{FAILED}: {one_line(error, MAX_SAID)}")
+                return Dump(size, f"{FAILED}: {one_line(str(error))}")
         if result.code != 0:
-            said = one_line(result.output, MAX_SAID) or "it said nothing"
+            said = one_line(result.output) or "it said nothing"
             return Dump(size, f"{FAILED}: it ended with {result.code}: {said}")
         return Dump(size)
 

@@ -9,7 +9,6 @@ from typing import Final
 from psycopg import Error
 
 from ...postgres.connection import Target, connect, parse_connstr, run_async
-from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .executor import OPTIONS
 from .extensions import Extension
@@ -46,7 +45,7 @@ async def _collect(target: Target, cancellation: Cancellation) -> tuple[Extensio
                 try:
                     rows = await _rows(target, name, EXTENSIONS)
                 except Error as error:
-                    missed.append(f"{shown(name)}: {one_line(error)}")
+                    missed.append(f"{shown(name)}: {_line(error)}")
                 else:
                     found += (
                         Extension(name, version, int(owner)) for name, version, owner in _readable(rows)
@@ -55,7 +54,7 @@ async def _collect(target: Target, cancellation: Cancellation) -> tuple[Extensio
         msg = f"it was broken off after {LIMIT_S:g} s: Postgres is too slow"
         raise AdministrationError(msg) from None
     except Error as error:
-        raise AdministrationError(one_line(error)) from error
+        raise AdministrationError(_line(error)) from error
     if missed and len(missed) == len(databases):
         raise AdministrationError(missed[0])
     if missed:
@@ -92,3 +91,7 @@ def _readable(rows: Sequence[Sequence[bytes]]) -> list[list[str]]:
         except UnicodeDecodeError:
             continue
     return decoded
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -17,7 +17,6 @@ from ...postgres.connection import (
     parse_connstr,
     run_async,
 )
-from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .executor import OPTIONS, TRANSIENT
 from .migrations import MIGRATIONS, Step, due
@@ -69,7 +68,7 @@ async def _migrate(target: Target, privileged_role: str, cancellation: Cancellat
         msg = f"they were broken off after {LIMIT_S:g} s: something holds them up (see pg_locks)"
         raise AdministrationError(msg) from None
     except Error as error:
-        raise AdministrationError(one_line(error)) from error
+        raise AdministrationError(_line(error)) from error
 
 
 async def _run(
@@ -123,7 +122,7 @@ async def _take(connection: Connection, step: Step, cancellation: Cancellation) 
             disturbed = isinstance(error, Error) and (error.sqlstate or "").encode() in TRANSIENT
             if attempt < ATTEMPTS and disturbed:
                 continue
-            reason = one_line(error)
+            reason = _line(error)
             log.error("Failed to run migration id=%d: %s", step.number, reason)  # noqa: TRY400 - a line is enough
             return reason
         break
@@ -139,3 +138,7 @@ def _reach(number: int, cancellation: Cancellation) -> None:
         meant = str(error)
         if not meant.isdecimal() or int(meant) == number:
             raise
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

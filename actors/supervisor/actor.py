@@ -11,6 +11,7 @@ from ...messages.activity import ActivityObserved
 from ...messages.base import Message, Request
 from ...messages.catalog import ApplyFailed, CheckpointEnded, SpecApplied
 from ...messages.failpoints import Failpoint
+from ...messages.lease import LeaseRefused
 from ...messages.lfc import LastOffloadEnded
 from ...messages.lifecycle import (
     ActorFailed,
@@ -23,12 +24,13 @@ from ...messages.lifecycle import (
     GetReadiness,
     GetStartupMetrics,
     GetStatus,
+    RefreshConfiguration,
     RereadConfiguration,
     SignalReceived,
     StatusChanged,
     Terminate,
 )
-from ...messages.metrics import CONDITION, CONTROL_PLANE_REQUESTS, STOP_RUNGS, UP
+from ...messages.metrics import CONDITION, CONTROL_PLANE_REQUESTS, PAGESTREAM_ERRORS, STOP_RUNGS, UP
 from ...messages.planning import GetSpec, SpecInForce
 from ...messages.postgres import (
     ConfigurationAccepted,
@@ -62,6 +64,7 @@ from .private import (
     ConfigurationReread,
     HeadStartEnded,
     LingerEnded,
+    RefreshDue,
     StopOverdue,
     SyncOverdue,
 )
@@ -93,6 +96,7 @@ SupervisorMessage: TypeAlias = (
     | GetStatus
     | HeadStartEnded
     | LastOffloadEnded
+    | LeaseRefused
     | LingerEnded
     | PgdataFailed
     | PgdataInspected
@@ -105,6 +109,8 @@ SupervisorMessage: TypeAlias = (
     | PostgresStartFailed
     | PostgresStopped
     | Promote
+    | RefreshConfiguration
+    | RefreshDue
     | RereadConfiguration
     | SafekeeperSyncFailed
     | SafekeepersSynced
@@ -181,6 +187,9 @@ class Supervisor(Actor[SupervisorMessage]):
                 self.reply(message, self.journal())
             case Configure() | Promote() | RereadConfiguration() | Terminate() | AwaitExit():
                 self._decide(message, self._keep(message))
+            case RefreshConfiguration():
+                self.metrics.add(PAGESTREAM_ERRORS, 1)
+                self._decide(message, self._keep(message))
             case PostgresStopped(rung=rung):
                 self.metrics.add(STOP_RUNGS, 1, rung.value)
                 self._decide(message, None)
@@ -223,11 +232,11 @@ class Supervisor(Actor[SupervisorMessage]):
                 log.log(level, "%s", text)
             case DumpJournal(level):
                 self._dump_journal(level)
-            case ReadConfiguration(waiters):
+            case ReadConfiguration():
                 self.start_job(
-                    "read the configuration file",
-                    partial(self._reread, waiters),
-                    failed=partial(_not_read, waiters),
+                    "read the configuration again",
+                    partial(self._reread, effect),
+                    failed=partial(_not_read, effect),
                 )
 
     def _dump_journal(self, level: int) -> None:
@@ -250,10 +259,11 @@ class Supervisor(Actor[SupervisorMessage]):
         if guard is not None:
             guard.cancel()
 
-    def _reread(self, waiters: tuple[int, ...], cancellation: Cancellation) -> ConfigurationReread:
+    def _reread(self, wish: ReadConfiguration, cancellation: Cancellation) -> ConfigurationReread:
         cancellation.reach(Failpoint.REREAD)
         count = partial(self.metrics.add, CONTROL_PLANE_REQUESTS, 1, GET_CONFIG)
-        return ConfigurationReread(spec=self._read_spec(cancellation, count), waiters=waiters)
+        spec = self._read_spec(cancellation, count)
+        return ConfigurationReread(spec=spec, waiters=wish.waiters, refreshes=wish.refreshes)
 
     def _show(self) -> None:
         """Let the metrics show exactly the current status and conditions."""
@@ -263,5 +273,5 @@ class Supervisor(Actor[SupervisorMessage]):
         self.metrics.replace(CONDITION, {(report.condition.value,): 1.0 for report in conditions})
 
 
-def _not_read(waiters: tuple[int, ...], error: Exception) -> ConfigurationReread:
-    return ConfigurationReread(error=describe(error), waiters=waiters)
+def _not_read(wish: ReadConfiguration, error: Exception) -> ConfigurationReread:
+    return ConfigurationReread(error=describe(error), waiters=wish.waiters, refreshes=wish.refreshes)

@@ -41,6 +41,7 @@ from .effects import (
 )
 from .lifecycle import Event, Refused, outcome
 from .private import ConfigurationReread
+from .refreshing import refresh_fetched
 from .state import Phase, Step, node_status
 from .turn import Turn
 
@@ -81,7 +82,9 @@ def reread_configuration(turn: Turn, _: RereadConfiguration, waiter: int | None)
 
 
 def configuration_reread(turn: Turn, message: ConfigurationReread, _: int | None) -> None:
-    if message.error is not None:
+    if message.refreshes:
+        refresh_fetched(turn, message)
+    elif message.error is not None:
         _not_reread(turn, message.waiters, f"it could not be read again: {message.error}")
     elif message.spec is None:
         _not_reread(turn, message.waiters, "it has no spec; nothing is changed")
@@ -107,8 +110,14 @@ def configuration_accepted(turn: Turn, message: ConfigurationAccepted, _: int | 
     if not attempt.asked:
         turn.start_postgres_if_ready()
         return
+    if attempt.refreshes:
+        turn.follow_lease(attempt.spec)
+        turn.advance(step=Step.INSTALLING)
+        turn.tell(POSTGRES, InstallConfiguration(attempt.operation, attempt.spec))
+        return
     turn.move(Event.SPEC_TAKEN)
     turn.set(spec=attempt.spec)
+    turn.follow_lease(attempt.spec)
     if attempt.starts:
         turn.log(logging.INFO, "got spec, continue configuration")
         waited_ms = round((turn.now_s - turn.state.began_s) * 1000)
@@ -131,7 +140,9 @@ def configuration_refused(turn: Turn, message: ConfigurationRefused, _: int | No
     if attempt is None:
         promoting.checked(turn, message)
         return
-    if attempt.asked:
+    if attempt.refreshes:
+        turn.refresh_failed(f"the spec that was fetched is refused: {message.error}")
+    elif attempt.asked:
         turn.log(logging.WARNING, f"a configuration was refused: {message.error}")
         turn.end_attempt(ConfigureRefused(message.error, bad_spec=True))
     else:
@@ -222,7 +233,9 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
                 total_startup_ms=round((turn.now_s - turn.state.began_s) * 1000),
             )
         )
-    turn.move(Event.SPEC_APPLIED)
+    if attempt.refreshes:
+        turn.set(spec=attempt.spec)
+    turn.move(Event.REFRESH_ENDED if attempt.refreshes else Event.SPEC_APPLIED)
     turn.tell(LFC, FollowSpec(attempt.spec, starting=attempt.starts))
     if attempt.starts:
         stages = msgspec.json.encode(turn.state.startup).decode()

@@ -6,6 +6,7 @@ from typing import Any, Final, TypeAlias
 from ...messages.activity import ActivityObserved
 from ...messages.base import Message
 from ...messages.catalog import ApplyFailed, CheckpointEnded, SpecApplied
+from ...messages.lease import LeaseRefused
 from ...messages.lfc import LastOffloadEnded
 from ...messages.lifecycle import (
     ActorFailed,
@@ -15,6 +16,7 @@ from ...messages.lifecycle import (
     ConditionRaised,
     ConditionReport,
     Configure,
+    RefreshConfiguration,
     RereadConfiguration,
     SignalReceived,
     Terminate,
@@ -38,7 +40,7 @@ from ...messages.postgres import (
 from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, Promote
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from ...messages.vm import VmPreparationFailed, VmPrepared
-from . import configuring, ending, promoting, serving
+from . import configuring, ending, promoting, refreshing, serving
 from .private import (
     CheckpointOverdue,
     ClosingOverdue,
@@ -46,6 +48,7 @@ from .private import (
     ConfigurationReread,
     HeadStartEnded,
     LingerEnded,
+    RefreshDue,
     StopOverdue,
     SyncOverdue,
 )
@@ -66,6 +69,11 @@ def decide(state: NodeState, message: Message, moment: Moment, waiter: int | Non
 def activity_observed(turn: Turn, message: ActivityObserved, _: int | None) -> None:
     known = turn.state.last_active_s
     turn.set(last_active_s=message.at_s if known is None else max(known, message.at_s))
+
+
+def lease_refused(turn: Turn, message: LeaseRefused, _: int | None) -> None:
+    if turn.state.lease_asked:
+        turn.set(lease_error=message.error)
 
 
 def condition_raised(turn: Turn, message: ConditionRaised, _: int | None) -> None:
@@ -99,6 +107,7 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     Configure: configuring.configure,
     HeadStartEnded: serving.head_start_ended,
     LastOffloadEnded: ending.last_offload_ended,
+    LeaseRefused: lease_refused,
     LingerEnded: serving.linger_ended,
     PgdataFailed: configuring.pgdata_failed,
     PgdataInspected: serving.pgdata_inspected,
@@ -111,6 +120,8 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     PostgresStartFailed: configuring.postgres_start_failed,
     PostgresStopped: ending.postgres_stopped,
     Promote: promoting.promote,
+    RefreshConfiguration: refreshing.refresh_configuration,
+    RefreshDue: refreshing.refresh_due,
     RereadConfiguration: configuring.reread_configuration,
     SafekeeperSyncFailed: ending.safekeeper_sync_failed,
     SafekeepersSynced: ending.safekeepers_synced,

@@ -10,6 +10,7 @@ POSTGRES = "postgres_process"
 CONFIGURATOR = "configurator"
 MONITOR = "activity_monitor"
 LFC = "lfc_manager"
+LEASE = "lsn_lease"
 HTTP = "http_facade"
 VM = "vm_monitor_bridge"
 
@@ -61,9 +62,10 @@ class DumpJournal(msgspec.Struct, frozen=True):
 
 
 class ReadConfiguration(msgspec.Struct, frozen=True):
-    """Read the `--config` file, as a job, for those who wait."""
+    """Read the config again, as a job, for those who wait or for a refresh."""
 
     waiters: tuple[int, ...] = ()
+    refreshes: bool = False
 
 
 Effect: TypeAlias = Tell | Publish | Answer | After | Never | Log | DumpJournal | ReadConfiguration

@@ -36,7 +36,7 @@ from .effects import (
 from .lifecycle import Event
 from .private import CheckpointOverdue, ConfigurationGraceEnded, StopOverdue, SyncOverdue
 from .state import Cause, Ending, Phase, Step
-from .turn import LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S, Turn
+from .turn import APPLYING, LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S, Turn
 
 
 def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
@@ -63,7 +63,7 @@ def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
 def drop_configuration(turn: Turn, error: str) -> None:
     """Give a configuration under way up, so that the node can end."""
     attempt = turn.attempt
-    if attempt is not None and not attempt.starts and turn.state.status is Status.CONFIGURATION:
+    if attempt is not None and not attempt.starts and turn.state.status in APPLYING:
         turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
         turn.reconfiguration_failed(error)
 

@@ -32,9 +32,14 @@ class ClosingOverdue(Message, frozen=True):
     """The servers should have been reported closed by now."""
 
 
+class RefreshDue(Message, frozen=True):
+    """The pause is over: a refresh that is pending may begin."""
+
+
 class ConfigurationReread(Message, frozen=True):
-    """The `--config` file was read again; one of the two is set, or none when it holds no spec."""
+    """The config was read or fetched again; one of the two is set, or none when it holds no spec."""
 
     spec: ComputeSpec | None = None
     error: str | None = None
     waiters: tuple[int, ...] = ()
+    refreshes: bool = False

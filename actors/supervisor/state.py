@@ -43,6 +43,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """True: Postgres is to be started. False: a running one is to be reconfigured."""
     asked: bool
     """True: by `/configure` or SIGHUP. False: the spec was given at boot."""
+    refreshes: bool = False
+    """It was fetched because Postgres has asked for it."""
     waiters: tuple[int, ...] = ()
     checked: bool = False
     prepared: bool = False
@@ -136,6 +138,12 @@ class NodeState(msgspec.Struct, frozen=True):
     """The PostgresProcess has said that nothing is left of Postgres."""
     synced_lsn: str | None = None
     """Where a quorum of safekeepers stands after the end of Postgres."""
+    lease_asked: bool = False
+    """Somebody was told to keep a lease, and is to hear of every other spec."""
+    lease_error: str | None = None
+    """Why the LSN of a Static node is not held."""
+    refresh_not_before_s: float = 0.0
+    """When the next refresh may begin."""
     operation: int = 0
     attempt: Attempt | None = None
     promotion: Promotion | None = None
@@ -183,7 +191,7 @@ def node_status(state: NodeState) -> NodeStatus:
         timeline=None if spec is None or spec.timeline_id is None else spec.timeline_id.lower(),
         status=state.status,
         last_active=None if state.last_active_s is None else _rfc3339(state.last_active_s),
-        error=state.error,
+        error=state.error or state.lease_error,
     )
 
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from ...messages.activity import StopMonitoring
 from ...messages.base import Message
 from ...messages.catalog import Checkpoint, StopUpkeep
+from ...messages.lease import KeepLease, ReleaseLease
 from ...messages.lfc import OffloadLast, StopLfc
 from ...messages.lifecycle import (
     EXIT_FAILED,
@@ -33,11 +34,13 @@ from ...messages.postgres import (
 )
 from ...messages.promotion import PromoteFailed, PromoteOutcome
 from ...messages.serving import StopServing
-from ...messages.spec import ComputeSpec
+from ...messages.settings import SourceName
+from ...messages.spec import ComputeSpec, Mode
 from ...messages.vm import PrepareVm, StopVmMonitor
 from .effects import (
     CONFIGURATOR,
     HTTP,
+    LEASE,
     LFC,
     MONITOR,
     POSTGRES,
@@ -52,11 +55,22 @@ from .effects import (
     Tell,
 )
 from .lifecycle import Event, Refused, outcome
-from .private import CheckpointOverdue, ClosingOverdue, ConfigurationGraceEnded, LingerEnded, StopOverdue
+from .private import (
+    CheckpointOverdue,
+    ClosingOverdue,
+    ConfigurationGraceEnded,
+    LingerEnded,
+    RefreshDue,
+    StopOverdue,
+)
 from .state import Attempt, Cause, Ending, NodeState, Phase, Promotion, PromotionStep, Step
 
 CONFIGURATION_GRACE_S: Final = 5.0
 """How long a termination lets a configuration end by itself."""
+REFRESH_PAUSE_S: Final = 5.0
+"""Between two refreshes of the spec, after one that failed or found nothing new."""
+APPLYING: Final = frozenset({Status.CONFIGURATION, Status.REFRESH_CONFIGURATION})
+"""Where a termination waits for a moment."""
 LINGER_FAILED_START_S: Final = 30.0
 LINGER_FAST_S: Final = 30.0
 LINGER_IMMEDIATE_S: Final = 0.3
@@ -145,6 +159,12 @@ class Turn:
         """The spec on its way into force, if there is one."""
         return self.state.attempt
 
+    @property
+    def is_applying(self) -> bool:
+        """Whether a spec is being brought into force in a running Postgres: preflight is over."""
+        attempt = self.state.attempt
+        return attempt is not None and not attempt.starts and attempt.step is not Step.CHECKING
+
     def under_way(self, operation: int, *steps: Step) -> Attempt | None:
         """Return the attempt that an outcome belongs to; None for a late outcome."""
         attempt = self.state.attempt
@@ -161,7 +181,9 @@ class Turn:
 
     # --- Starting and configuring
 
-    def begin(self, spec: ComputeSpec, *, asked: bool, waiters: tuple[int, ...] = ()) -> None:
+    def begin(
+        self, spec: ComputeSpec, *, asked: bool, refreshes: bool = False, waiters: tuple[int, ...] = ()
+    ) -> None:
         """Begin to bring a spec into force: preflight, and at boot PGDATA at the same time."""
         operation = self.state.operation + 1
         starts = not self.state.postgres_up
@@ -173,10 +195,12 @@ class Turn:
                 step=Step.CHECKING,
                 starts=starts,
                 asked=asked,
+                refreshes=refreshes,
                 waiters=waiters,
             ),
         )
         if not asked:
+            self.follow_lease(spec)
             self.prepare()
         self.tell(POSTGRES, CheckConfiguration(operation, spec))
 
@@ -191,6 +215,13 @@ class Turn:
         if swap is not None or quota is not None:
             self.advance(vm_ready=False)
             self.tell(VM, PrepareVm(attempt.operation, swap, quota))
+
+    def follow_lease(self, spec: ComputeSpec) -> None:
+        """Have the LSN of a Static node held from now on, or not any more."""
+        is_stored = self.state.settings.source is SourceName.PAGESERVER
+        if is_stored and (self.state.lease_asked or spec.compute_mode is Mode.STATIC):
+            self.set(lease_asked=True, lease_error=None)
+            self.tell(LEASE, KeepLease(spec))
 
     def end_attempt(self, result: ConfigureOutcome) -> None:
         """Answer all who wait for the attempt, and forget it."""
@@ -245,15 +276,30 @@ class Turn:
         self.log(logging.ERROR, f"could not start the compute node: {error}")
         self.broken(error, unexpected=False)
         self.advance(step=Step.ABORTING)
+        self.end_lease()
         self.stop_postgres(self.state.settings.stop_timeout_s)
 
     def reconfiguration_failed(self, error: str) -> None:
         """Go back to running with the error kept; Postgres has its last good settings."""
         self.log(logging.ERROR, f"could not configure compute node: {error}")
         self.set(error=error)
-        self.move(Event.RECONFIGURATION_FAILED)
-        self.end_attempt(ConfigureFailed(error))
+        if self.attempt is not None and self.attempt.refreshes:
+            self.end_attempt(ConfigureFailed(error))
+            self._refresh_again()
+        else:
+            self.move(Event.RECONFIGURATION_FAILED)
+            self.end_attempt(ConfigureFailed(error))
         self.end_queue()
+
+    def refresh_failed(self, error: str) -> None:
+        """Try a refresh that came to nothing again, in a while; Postgres serves on."""
+        self.log(logging.WARNING, f"could not refresh the configuration: {error}")
+        self.end_attempt(ConfigureRefused(error, bad_spec=True))
+        self._refresh_again()
+
+    def _refresh_again(self) -> None:
+        self.move(Event.REFRESH_FAILED)
+        self.effects.append(After(REFRESH_PAUSE_S, RefreshDue()))
 
     # --- Ending
 
@@ -288,7 +334,9 @@ class Turn:
             self.effects.append(Never(LingerEnded))
             self.set(phase=Phase.UP)
         serves = self.state.status is Status.RUNNING and not self.state.raised
-        if self.state.status is not Status.CONFIGURATION:
+        if self.state.status is Status.REFRESH_CONFIGURATION and not self.is_applying:
+            self.move(Event.REFRESH_FAILED)  # nothing has changed yet
+        if self.state.status not in APPLYING:
             self.end_attempt(self._cut_off(immediate=immediate))
             self.end_promotion(PromoteFailed("the node is terminating"))
         if self.move(event) is Refused.QUEUED:
@@ -312,8 +360,15 @@ class Turn:
         else:
             self.stop_postgres(self.state.settings.stop_timeout_s)
 
+    def end_lease(self) -> None:
+        """Hold the LSN no longer."""
+        if self.state.lease_asked:
+            self.set(lease_asked=False)
+            self.tell(LEASE, ReleaseLease())
+
     def end_upkeep(self, *, last_offload: bool = False) -> None:
         """End what goes on beside a Postgres that runs; the state of its cache may be saved once more."""
+        self.end_lease()
         self.tell(LFC, OffloadLast() if last_offload else StopLfc())
         self.tell(CONFIGURATOR, StopUpkeep())
         self.tell(MONITOR, StopMonitoring())

@@ -37,6 +37,7 @@ from compute_node.messages.lifecycle import (
     ExitReport,
     GetReadiness,
     GetStatus,
+    RefreshConfiguration,
     RereadConfiguration,
     ShutdownMode,
     SignalReceived,
@@ -382,6 +383,7 @@ class World:
                 4 if self.supervisor.state.attempt is None else 12,
                 lambda: self.ask(self.random.choice([GetStatus(), GetReadiness(), GetSpec()])),
             ),
+            (3, self.refresh),
             (4, self.plan),
             (4, self.use_the_cache),
             (6, self.break_something),
@@ -414,6 +416,11 @@ class World:
         ]
         self.cache.warm()
         self.ask(self.random.choice(requests), LFC)
+
+    def refresh(self) -> None:
+        """Let Postgres suspect that its spec is outdated."""
+        self.reread = self.some_spec()
+        self.ask(RefreshConfiguration())
 
     def say_something_late(self) -> None:
         """Let the outcome of an operation that is not under way come again."""

@@ -10,6 +10,7 @@ from compute_node.actors.supervisor.decisions import DECIDED, decide
 from compute_node.actors.supervisor.effects import (
     CONFIGURATOR,
     HTTP,
+    LEASE,
     LFC,
     MONITOR,
     POSTGRES,
@@ -31,6 +32,7 @@ from compute_node.actors.supervisor.private import (
     ConfigurationReread,
     HeadStartEnded,
     LingerEnded,
+    RefreshDue,
     StopOverdue,
     SyncOverdue,
 )
@@ -50,6 +52,7 @@ from compute_node.messages.catalog import (
     SpecApplied,
     StopUpkeep,
 )
+from compute_node.messages.lease import KeepLease, LeaseRefused, ReleaseLease
 from compute_node.messages.lfc import FollowSpec, LastOffloadEnded, OffloadLast, PrewarmStatus, StopLfc
 from compute_node.messages.lifecycle import (
     ActorFailed,
@@ -63,6 +66,8 @@ from compute_node.messages.lifecycle import (
     ConfigureFailed,
     ConfigureRefused,
     ExitReport,
+    RefreshConfiguration,
+    RefreshTaken,
     RereadConfiguration,
     ShutdownMode,
     SignalReceived,
@@ -71,6 +76,7 @@ from compute_node.messages.lifecycle import (
     Terminate,
     Terminated,
     TerminateFailed,
+    WrongStatus,
 )
 from compute_node.messages.postgres import (
     CheckConfiguration,
@@ -108,6 +114,7 @@ from compute_node.messages.promotion import (
     PromotePostgres,
     PromoteRefused,
 )
+from compute_node.messages.secret import Secret
 from compute_node.messages.serving import (
     ServingFailed,
     ServingStarted,
@@ -156,6 +163,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
         CollectExtensions,
         StopUpkeep,
     ),
+    LEASE: (KeepLease, ReleaseLease),
     MONITOR: (StartMonitoring, StopMonitoring),
     HTTP: (StartServing, StopServing),
     LFC: (FollowSpec, OffloadLast, StopLfc),
@@ -1909,3 +1917,197 @@ def test_whatever_ends_the_node_ends_its_promotion_and_late_news_of_it_means_not
     assert life.state.promotion is None
     assert life.state.spec == REPLICA
     assert not life.has_told(InstallConfiguration)
+
+
+# --- Refreshing --------------------------------------------------------------------------------------------
+
+FETCH = ReadConfiguration(refreshes=True)
+
+
+def neon(pageserver: str = "postgresql://ps1", **changes: object) -> ComputeSpec:
+    return a_spec(
+        pageserver_connstring=Secret(pageserver), tenant_id="1" * 32, timeline_id="2" * 32, **changes
+    )
+
+
+def fetched(spec: ComputeSpec | None = None, error: str | None = None) -> ConfigurationReread:
+    return ConfigurationReread(spec=spec, error=error, refreshes=True)
+
+
+def refreshing(before: ComputeSpec | None = None) -> Life:
+    """A node that fetches its spec again."""
+    life = running(before or neon())
+    waiter = life.hear(RefreshConfiguration())
+    assert life.answers[waiter] == RefreshTaken()
+    assert FETCH in life.effects
+    assert life.status() is Status.REFRESH_CONFIGURATION
+    assert life.statuses[-2:] == [Status.REFRESH_CONFIGURATION_PENDING, Status.REFRESH_CONFIGURATION]
+    return life
+
+
+def test_a_spec_with_the_same_pageservers_changes_nothing_and_the_next_fetch_waits() -> None:
+    life = refreshing()
+    life.hear(fetched(neon(operation_uuid="u")))
+    assert life.status() is Status.RUNNING
+    assert life.last(CheckConfiguration).operation == 1
+    life.now_s += 2
+    life.hear(RefreshConfiguration())
+    assert life.status() is Status.REFRESH_CONFIGURATION_PENDING
+    assert FETCH not in life.effects
+    assert life.reminder(RefreshDue) == pytest.approx(3)
+    waiter = life.hear(RefreshConfiguration())
+    assert life.answers[waiter] == RefreshTaken()
+    life.hear(RefreshDue())
+    assert FETCH in life.effects
+    assert life.status() is Status.REFRESH_CONFIGURATION
+
+
+def test_a_spec_with_other_pageservers_is_checked_installed_and_applied() -> None:
+    life, moved = refreshing(), neon("postgresql://ps2")
+    life.hear(fetched(moved))
+    assert life.last(CheckConfiguration) == CheckConfiguration(2, moved)
+    life.hear(ConfigurationAccepted(2), ConfigurationInstalled(2))
+    assert life.last(ApplySpec) == ApplySpec(2, moved, starting=False)
+    assert life.status() is Status.REFRESH_CONFIGURATION
+    life.hear(SpecApplied(2, 0, 1))
+    assert life.status() is Status.RUNNING
+    assert life.state.spec == moved
+    assert life.state.error is None
+
+
+def test_a_refresh_that_fails_at_any_step_is_tried_again_with_the_spec_that_was_not_applied() -> None:
+    moved = neon("postgresql://ps2")
+    ways: list[list[Message]] = [
+        [fetched(error="the control plane is away")],
+        [fetched(moved), ConfigurationRefused(2, "no")],
+        [fetched(moved), ConfigurationAccepted(2), ConfigurationInstallFailed(2, "no")],
+        [fetched(moved), ConfigurationAccepted(2), ConfigurationInstalled(2), ApplyFailed(2, "no")],
+    ]
+    for messages in ways:
+        life = refreshing()
+        life.hear(*messages)
+        assert life.status() is Status.REFRESH_CONFIGURATION_PENDING, messages
+        assert life.reminder(RefreshDue) == 5
+        life.hear(RefreshDue(), fetched(moved))
+        n = life.operation
+        life.hear(ConfigurationAccepted(n), ConfigurationInstalled(n), SpecApplied(n, 0, 1))
+        assert (life.status(), life.state.spec, life.state.error) == (Status.RUNNING, moved, None)
+
+
+def test_a_node_that_is_to_have_no_spec_any_more_ends_in_order_and_as_a_failure() -> None:
+    life = refreshing()
+    exit_waiter = life.hear(AwaitExit())
+    life.hear(fetched())
+    assert life.has_told(StopPostgres)
+    life.hear(PostgresStopped(StopRung.FAST), ServingStopped())
+    assert life.answers[exit_waiter].code == 1
+    assert "there was none" in life.answers[exit_waiter].reason
+
+
+def test_after_a_configuration_that_failed_a_refresh_applies_what_it_finds() -> None:
+    life, _ = reconfiguring()
+    life.hear(ConfigurationInstallFailed(2, "no"), RefreshConfiguration(), fetched(with_role("a")))
+    assert life.last(CheckConfiguration) == CheckConfiguration(3, with_role("a"))
+
+
+def test_a_refresh_is_needless_while_a_spec_is_on_its_way() -> None:
+    starting, checking = booted(a_spec()), running()
+    checking.hear(Configure(with_role("a")))
+    for life in (starting, checking):
+        status = life.status()
+        waiter = life.hear(RefreshConfiguration())
+        assert life.answers[waiter] == RefreshTaken()
+        assert life.status() is status
+
+
+def test_elsewhere_a_refresh_is_refused() -> None:
+    ended = running()
+    ended.hear(Terminate(FAST))
+    for life in (booted(), reconfiguring()[0], ended):
+        waiter = life.hear(RefreshConfiguration())
+        assert life.answers[waiter] == WrongStatus(life.status())
+
+
+def test_a_configuration_is_refused_during_a_refresh_unless_it_is_the_same() -> None:
+    life, moved = refreshing(), neon("postgresql://ps2")
+    other = life.hear(Configure(with_role("a")))
+    assert life.answers[other] == ConfigureRefused(
+        "invalid compute status: refresh-configuration", bad_spec=False
+    )
+    life.hear(fetched(moved))
+    same = life.hear(Configure(moved))
+    life.hear(ConfigurationAccepted(2), ConfigurationInstalled(2), SpecApplied(2, 0, 1))
+    assert isinstance(life.answers[same], Configured)
+
+
+def test_a_termination_breaks_a_fetch_off_and_waits_for_what_is_being_applied() -> None:
+    moved = neon("postgresql://ps2")
+    for messages in ([], [fetched(moved)]):
+        fetching = refreshing()
+        fetching.hear(*messages)
+        fetching.hear(Terminate(IMMEDIATE))
+        assert fetching.has_told(StopPostgres)
+        fetching.hear(fetched(moved), ConfigurationAccepted(2), RefreshDue())
+        assert fetching.status() is Status.TERMINATION_PENDING_IMMEDIATE
+    applying = refreshing()
+    applying.hear(fetched(moved), ConfigurationAccepted(2))
+    waiter = applying.hear(Terminate(IMMEDIATE))
+    assert applying.reminder(ConfigurationGraceEnded) == 5
+    assert not applying.has_told(StopPostgres)
+    applying.hear(ConfigurationGraceEnded())
+    assert applying.has_told(CancelApply)
+    assert applying.status() is Status.TERMINATION_PENDING_IMMEDIATE
+    applying.hear(PostgresStopped(StopRung.FAST))
+    assert applying.answers[waiter] == Terminated(lsn=None)
+
+
+def test_a_postgres_that_is_lost_during_a_refresh_is_a_failure() -> None:
+    life = refreshing()
+    life.hear(PostgresExited("gone"), fetched(neon("postgresql://ps2")), RefreshDue())
+    assert life.status() is Status.FAILED
+    assert life.operation == 1
+
+
+# --- The lease of a Static node ----------------------------------------------------------------------------
+
+
+def pinned(lsn: str = "0/1") -> ComputeSpec:
+    return neon(mode=StaticMode(lsn))
+
+
+def test_a_static_node_of_neons_storage_holds_its_lsn_before_its_folder_is_made() -> None:
+    life = booted(pinned(), **STORED)
+    kinds = [type(message) for _, message in life.told]
+    assert kinds.index(KeepLease) < kinds.index(PreparePgdata)
+    assert life.last(KeepLease) == KeepLease(pinned())
+
+
+def test_a_lease_follows_the_spec_and_ends_with_the_node() -> None:
+    life = running(pinned(), **STORED)
+    life.hear(Configure(pinned("0/2")), ConfigurationAccepted(2))
+    assert life.last(KeepLease) == KeepLease(pinned("0/2"))
+    life.hear(ConfigurationInstalled(2), SpecApplied(2, 0, 1), Terminate(FAST))
+    assert life.has_told(ReleaseLease)
+
+
+def test_a_refused_lease_is_shown_until_another_spec_is_followed() -> None:
+    life = booted(pinned(), **STORED)
+    life.hear(LeaseRefused("behind the cutoff"))
+    life.hear(ConfigurationAccepted(1), PgdataPrepared(1, kept=False, took_ms=1), PostgresReady(1, 2, 3))
+    life.hear(SpecApplied(1, 0, 1))
+    assert (life.status(), node_status(life.state).error) == (Status.RUNNING, "behind the cutoff")
+    assert readiness(life.state).ready
+    life.hear(Configure(pinned("0/2")), ConfigurationAccepted(2))
+    assert node_status(life.state).error is None
+
+
+def test_nobody_else_holds_anything_and_a_start_that_fails_lets_go() -> None:
+    for life in (running(neon(), **STORED), running(a_spec())):
+        life.hear(Terminate(FAST))
+        assert not life.has_told(KeepLease)
+        assert not life.has_told(ReleaseLease)
+    failing = booted(pinned(), **STORED)
+    failing.hear(PgdataFailed(1, "no"))
+    assert failing.has_told(ReleaseLease)
+    failing.hear(LeaseRefused("late"))
+    assert failing.state.lease_error is None

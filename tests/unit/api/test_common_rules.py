@@ -378,6 +378,7 @@ def test_the_internal_server_has_its_own_routes_and_asks_for_no_token(supervisor
         "/live",
         "/extensions",
         "/grants",
+        "/refresh_configuration",
         "/openapi.json",
     }
     for path in ("/status", "/configure", "/metrics", "/dbs_and_roles", "/database_schema"):

@@ -1,0 +1,1 @@
+"""The hold of a Static node on its LSN."""

@@ -1,0 +1,77 @@
+"""What is decided when Postgres suspects that its spec is outdated: fetch it again, and apply it if anything has moved.
+
+Source: `http-api` reference, 13.4.
+"""
+
+import logging
+from typing import Final
+
+from ...messages.lifecycle import RefreshConfiguration, RefreshTaken, Status, WrongStatus
+from ...messages.spec import ComputeSpec
+from ...postgres.storage import StorageError, storage_of
+from .effects import After, ReadConfiguration
+from .lifecycle import Event, Refused, outcome
+from .private import ConfigurationReread, RefreshDue
+from .state import Cause, Phase
+from .turn import REFRESH_PAUSE_S, Turn
+
+NOT_ATTACHED: Final = "the node is to have no spec any more: it was asked for again, and there was none"
+
+
+def refresh_configuration(turn: Turn, _: RefreshConfiguration, waiter: int | None) -> None:
+    waiters = () if waiter is None else (waiter,)
+    status = turn.state.status
+    busy = turn.attempt is not None or turn.state.promotion is not None
+    if status is Status.INIT or (status is Status.RUNNING and busy):
+        turn.answer(waiters, RefreshTaken())  # a spec is on its way already
+        return
+    if isinstance(outcome(status, Event.REFRESH_ASKED), Refused) or turn.state.phase is not Phase.UP:
+        turn.answer(waiters, WrongStatus(status))
+        return
+    turn.answer(waiters, RefreshTaken())
+    if status is Status.REFRESH_CONFIGURATION_PENDING:
+        return
+    turn.move(Event.REFRESH_ASKED)
+    left_s = turn.state.refresh_not_before_s - turn.now_s
+    if left_s > 0:
+        turn.effects.append(After(left_s, RefreshDue()))
+    else:
+        _begin(turn)
+
+
+def refresh_due(turn: Turn, _: RefreshDue, __: int | None) -> None:
+    if turn.state.status is Status.REFRESH_CONFIGURATION_PENDING:
+        _begin(turn)
+
+
+def _begin(turn: Turn) -> None:
+    turn.move(Event.REFRESH_BEGAN)
+    turn.effects.append(ReadConfiguration(refreshes=True))
+
+
+def refresh_fetched(turn: Turn, message: ConfigurationReread) -> None:
+    """Go on with what was fetched, unless the refresh was broken off meanwhile."""
+    if turn.state.status is not Status.REFRESH_CONFIGURATION or turn.attempt is not None:
+        return
+    if message.error is not None:
+        turn.refresh_failed(f"the spec could not be fetched again: {message.error}")
+    elif message.spec is None:
+        turn.log(logging.ERROR, NOT_ATTACHED)
+        turn.broken(NOT_ATTACHED, unexpected=False)
+        turn.terminate(Cause.FAILURE, immediate=True)
+    elif turn.state.error is None and has_not_moved(turn.state.spec, message.spec):
+        turn.log(logging.INFO, "the spec was fetched again, and names the same pageservers")
+        turn.set(refresh_not_before_s=turn.now_s + REFRESH_PAUSE_S)
+        turn.move(Event.REFRESH_ENDED)
+    else:
+        turn.begin(message.spec, asked=True, refreshes=True)
+
+
+def has_not_moved(before: ComputeSpec | None, after: ComputeSpec) -> bool:
+    """Whether two specs name the same storage; of those that name none, whether they are equal."""
+    if before is None:
+        return False
+    try:
+        return storage_of(before) == storage_of(after)
+    except StorageError:
+        return before == after
