@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from compute_node.bench import apply, autoscaling, cache, idle, kit, life, status
+from compute_node.bench import apply, autoscaling, cache, idle, kit, life, status, storage
 from compute_node.bench.rig import ROUNDS, Row, machine, table
 
 MEASUREMENTS: Final[dict[str, Callable[[], list[Row]]]] = {
@@ -15,6 +15,7 @@ MEASUREMENTS: Final[dict[str, Callable[[], list[Row]]]] = {
     "idle": idle.measure,
     "kit": kit.measure,
     "autoscaling": autoscaling.measure,
+    "storage": storage.measure,
 }
 
 

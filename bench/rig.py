@@ -146,6 +146,13 @@ def spec(
     return {"format_version": 1.0, "suspend_timeout_seconds": -1, "cluster": cluster}
 
 
+def _listening(document: Mapping[str, Any], port: int, sockets: Path) -> dict[str, Any]:
+    """Say in a spec where Postgres listens, which only the source `initdb` does by itself."""
+    said = {"port": str(port), "listen_addresses": "localhost", "unix_socket_directories": str(sockets)}
+    settings = [{"name": name, "value": value, "vartype": "string"} for name, value in said.items()]
+    return {**document, "cluster": {**document["cluster"], "settings": settings}}
+
+
 class Node:
     """A node as a process; `started_s` is when it was executed."""
 
@@ -155,7 +162,8 @@ class Node:
         key = where / "key.pem"
         config: dict[str, Any] = {"compute_ctl_config": {"jwks": keys.generate(key)}}
         if document is not None:
-            config["spec"] = document
+            elsewhere = "pageserver" in flags
+            config["spec"] = _listening(document, self.port, where) if elsewhere else document
         (where / "config.json").write_text(json.dumps(config), encoding="utf-8")
         self._token = keys.make_token(key, compute_id=COMPUTE_ID, valid_s=3600)
         self._lines: list[tuple[float, str]] = []
@@ -280,13 +288,19 @@ class ByHand:
         self._environment = environment(os.environ)
         self._postgres: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> float:
-        """Run initdb, then Postgres until it is ready; returns how long that took."""
+    def start(self, fetch: tuple[str, str] | None = None) -> float:
+        """Run initdb, then Postgres until it is ready; returns how long that took.
+
+        With `fetch`, a URL and a command, the cluster is a standby made of what comes from there.
+        """
         began = time.perf_counter()
-        self._run(
-            *("initdb", "-D", str(self.pgdata), "-A", "trust", "-U", USER),
-            *("--encoding=UTF8", f"--locale={LOCALE}", "--no-instructions"),
-        )
+        if fetch is None:
+            self._run(
+                *("initdb", "-D", str(self.pgdata), "-A", "trust", "-U", USER),
+                *("--encoding=UTF8", f"--locale={LOCALE}", "--no-instructions"),
+            )
+        else:
+            self._fetch(*fetch)
         listening = f"port = {self.port}\nunix_socket_directories = '{self.where}'\n"
         (self.pgdata / "postgresql.conf").write_text(self._conf + listening, encoding="utf-8")
         self.launch()
@@ -311,6 +325,14 @@ class ByHand:
             nothing.wait(0.001)
         msg = (self.where / "log").read_text(encoding="utf-8")
         raise RuntimeError(msg)
+
+    def _fetch(self, url: str, command: str) -> None:
+        self._shell('mkdir -m 700 "$0" && psql -XAt -d "$1" -c "$2" | tar -xzf - -C "$0"', url, command)
+        self._shell('touch "$0/standby.signal"')
+
+    def _shell(self, script: str, *arguments: str) -> None:
+        command = ["/bin/sh", "-c", script, str(self.pgdata), *arguments]
+        subprocess.run(command, **self._how(), check=True)
 
     def stop(self) -> float:
         """Have pg_ctl stop it; returns how long that took."""

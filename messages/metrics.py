@@ -108,6 +108,10 @@ LEASE_VALID_UNTIL: Final = _gauge(
 LEASE_REQUESTS: Final = _counter(
     "compute_node_lsn_lease_requests_total", "Requests for an LSN lease, by what became of them.", "result"
 )
+BASEBACKUP_RECEIVED: Final = _gauge(
+    "compute_node_basebackup_received_bytes",
+    "Bytes of the base backup that have come so far, of the last attempt.",
+)
 HANDLED: Final = _counter("compute_node_messages_total", "Messages handled.", "actor", "message")
 HANDLER_SECONDS: Final = _counter(
     "compute_node_handler_seconds_total", "Time spent in message handlers.", "actor", "message"

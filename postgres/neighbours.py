@@ -12,7 +12,9 @@ from ..messages.secret import Secret
 from .connection import LIBPQ_TIMEOUT_S, connect_once, find_addresses
 
 if TYPE_CHECKING:
+    from psycopg import AsyncConnection
     from psycopg.pq.abc import PGconn
+    from psycopg.rows import TupleRow
 
 Rows: TypeAlias = tuple[tuple[str | None, ...], ...]
 
@@ -36,15 +38,40 @@ async def ask(
 
     from psycopg import OperationalError
 
-    keywords = _keywords(conninfo, token, options)
     try:
         async with asyncio.timeout(limit_s):
-            await _find(keywords)
-            connection = await connect_once(keywords)
+            connection = await connect(conninfo, token=token, limit_s=limit_s, options=options)
             try:
                 return await _query(connection.pgconn, query)
             finally:
                 connection.pgconn.finish()
+    except TimeoutError:
+        msg = f"no answer within {limit_s:g} s"
+        raise NeighbourError(msg) from None
+    except OperationalError as error:
+        raise NeighbourError(" ".join(str(error).split())) from error
+
+
+async def connect(
+    conninfo: Secret,
+    *,
+    token: Secret | None,
+    limit_s: float,
+    options: str | None = None,
+    application_name: str | None = None,
+) -> "AsyncConnection[TupleRow]":
+    """Connect as `ask` does, and leave the rest to the caller. Raises NeighbourError."""
+    import asyncio
+
+    from psycopg import OperationalError
+
+    keywords = _keywords(conninfo, token, options)
+    if application_name is not None:
+        keywords["application_name"] = application_name
+    try:
+        async with asyncio.timeout(limit_s):
+            await _find(keywords)
+            return await connect_once(keywords)
     except TimeoutError:
         msg = f"no answer within {limit_s:g} s"
         raise NeighbourError(msg) from None

@@ -30,6 +30,8 @@ MAX_TEXT: Final = 256 * 1024
 END_TIMEOUT_S: Final = 1.0
 """How long the end of the process may wait for the last lines."""
 
+PROGRESS: Final = "compute_node.progress"
+"""The logger of what is shown in one line of a terminal, each record in place of the one before, and nowhere else."""
 VARIABLES: Final = ("COMPUTE_NODE_LOG", "RUST_LOG")
 """The first that is set wins."""
 LEVELS: Final = {
@@ -56,6 +58,7 @@ _CONTROLS: Final = {
 }
 _COLOURS: Final = {"ERROR": "\x1b[31m", "WARN": "\x1b[33m", "DEBUG": "\x1b[2m"}
 _PLAIN: Final = "\x1b[0m"
+_CLEAR_LINE: Final = b"\r\x1b[K"
 
 log = logging.getLogger("compute_node.logs")
 
@@ -80,10 +83,11 @@ def configure(
         level, warnings = level_from(os.environ)
     descriptor = (stream or sys.stderr).fileno()
     terminal = os.isatty(descriptor)
+    render: Callable[[logging.LogRecord], bytes] = human_line
     if form == "json" or (form == "auto" and not terminal):
         render = json_line
-    else:
-        render = coloured_line if terminal else human_line
+    elif terminal:
+        render = Terminal()
     writer = LogWriter(descriptor, render)
     writer.install(level)
     for warning in warnings:
@@ -115,6 +119,21 @@ def human_line(record: logging.LogRecord) -> bytes:
 def coloured_line(record: logging.LogRecord) -> bytes:
     """Write a record for people at a terminal."""
     return _human(record, colour=True)
+
+
+class Terminal:
+    """Renders for a person at a terminal; progress stands in the last line until the next record."""
+
+    def __init__(self) -> None:
+        self._shows_progress = False
+
+    def __call__(self, record: logging.LogRecord) -> bytes:
+        """Write a record, over the progress that may stand there."""
+        clear = _CLEAR_LINE if self._shows_progress else b""
+        self._shows_progress = record.name == PROGRESS
+        if self._shows_progress:
+            return clear + _one_line(_message(record)).encode(errors="backslashreplace")
+        return clear + coloured_line(record)
 
 
 def json_line(record: logging.LogRecord) -> bytes:
@@ -245,7 +264,9 @@ class LogWriter:
         """Make this the place where records of that level and above go."""
         number = LEVELS[level]
         of_others = number if level in {"off", "trace"} else max(number, logging.WARNING)
-        for name, least in (("", of_others), *((name, number) for name in _OURS)):
+        of_progress = number if isinstance(self._render, Terminal) else LEVELS["off"]
+        levels = (("", of_others), *((name, number) for name in _OURS), (PROGRESS, of_progress))
+        for name, least in levels:
             logger = logging.getLogger(name)
             self._levels[name] = logger.level
             logger.setLevel(least)

@@ -17,6 +17,7 @@ from ...messages.spec import Audit, ComputeSpec, Mode
 from ...postgres.accounts import Account
 from ...postgres.conf import ConfText, socket_folder_problem, spec_setting
 from ...postgres.conf_reader import Entry, effective, read, split_libraries
+from ...postgres.connection import DEFAULT_PORT
 from ...postgres.storage import StorageError, pageservers, safekeepers_of, storage_of
 
 AUTO_CONF: Final = "postgresql.auto.conf"
@@ -342,8 +343,8 @@ def _address_problems(settings: Settings, around: Surroundings) -> list[str]:
     found = []
     if settings.own("data_directory") is not None:
         found.append(f"{settings.where('data_directory')}: the data directory is given by -D alone")
-    port = settings.own("port")
-    if port is not None and port != str(around.port):
+    port = settings.own("port") or str(DEFAULT_PORT)
+    if port != str(around.port):
         found.append(
             f"{settings.where('port')}: Postgres would listen on {port}, and this node looks for it on "
             f"{around.port} (-C): make both the same"

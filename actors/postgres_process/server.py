@@ -92,7 +92,7 @@ from .run_folders import (
     sync_folder,
     unlink_shared_memory,
 )
-from .sources import NOT_BUILT_YET, Source, SourceError, comes_later
+from .sources import Source, SourceError
 from .sources.initdb import InitdbSource, TemplateSource
 from .sources.upstream import UpstreamSource
 
@@ -134,6 +134,7 @@ class Server(Port):
         self._binaries = binaries
         self._account = account
         self._starter = Starter(account, metrics=metrics, oom_score_adj=settings.oom_score_adj)
+        self._metrics = metrics
         self._sink = sink
         self._target = parse_connstr(settings.connstr.reveal())
         self._pgdata = os.path.abspath(settings.pgdata)  # noqa: PTH100 - links stay as they were given
@@ -361,11 +362,11 @@ class Server(Port):
         if source is SourceName.INITDB:
             problem = checking.local_problem(spec)
         elif source is SourceName.PAGESERVER:
-            problem = checking.storage_problem(spec)
+            from .sources.pageserver import missing_extra
+
+            problem = checking.storage_problem(spec) or missing_extra(spec)
         elif source is SourceName.UPSTREAM:
             problem = checking.upstream_problem(spec, promoted=self._promoted or promoting)
-        if problem is None and source in NOT_BUILT_YET:
-            problem = comes_later(source)
         if problem is not None:
             raise PostgresError(problem)
 
@@ -607,8 +608,10 @@ class Server(Port):
             if not paths.is_mount:
                 folder.seal(paths.building, TOKEN, seal, self._account)
             cancellation.reach(Failpoint.PREPARE_TOKEN)
-            with syncing.of_all(paths.building) as whole:
-                each = whole is None
+            # What comes from storage is made anew by every start: no crash of the machine lets it be served.
+            durable = self._settings.source is not SourceName.PAGESERVER
+            with syncing.of_all(paths.building) if durable else contextlib.nullcontext() as whole:
+                each = durable and whole is None
                 try:
                     stages = self._source().build(paths.built, spec, cancellation, sync=each)
                 except SourceError as error:
@@ -640,6 +643,10 @@ class Server(Port):
             raise PostgresError(msg)
 
     def _source(self) -> Source:
+        if self._settings.source is SourceName.PAGESERVER:
+            from .sources.pageserver import PageserverSource
+
+            return PageserverSource(self._account, self._binaries.major, self._start_lsn, self._metrics)
         env, user = environment(os.environ), self._target.user
         if self._settings.source is SourceName.UPSTREAM:
             return UpstreamSource(

@@ -455,7 +455,8 @@ class _Turn:
         operation, attempt = self.state.operation, self.state.attempt
         again_in_s = pause_s(attempt, self.now_s - self.state.began_s) if passing else None
         if again_in_s is not None:
-            text = f"Failed to get basebackup: {error} (attempt {attempt}/{RETRIES + 1})"
+            why = error.removeprefix("failed to get ")  # what a source says when it is the last attempt
+            text = f"Failed to get basebackup: {why} (attempt {attempt}/{RETRIES + 1})"
             self.effects.append(Log(logging.WARNING, text))
             self.effects.append(Remind(again_in_s, AttemptDue(operation, attempt + 1)))
             return

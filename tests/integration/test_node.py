@@ -562,22 +562,13 @@ def test_a_missing_postgres_program_is_named(make_node: MakeNode, binaries15: Bi
     assert "/nowhere/bin/postgres" in said_at_the_end(node)
 
 
-def test_the_source_pageserver_validates_and_says_that_it_comes_later(
+def test_the_source_pageserver_needs_to_know_its_pageserver(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:
     node = make_node(binaries15, "--dev")
     node.write_config(spec(pageserver_connstring=None))
     node.flags.extend(["--source", "pageserver"])
     assert "pageserver connstr should be provided" in said_at_the_end(node)
-    node.write_config(
-        spec(
-            tenant_id="0" * 32,
-            timeline_id="1" * 32,
-            pageserver_connstring="postgresql://no_user@ps:6400",
-            safekeeper_connstrings=["sk1:5454"],
-        )
-    )
-    assert "comes later" in said_at_the_end(node)
     assert not node.pgdata.exists()
 
 

@@ -45,7 +45,6 @@ from compute_node.messages.postgres import (
     StopRung,
 )
 from compute_node.messages.secret import Secret
-from compute_node.messages.settings import SourceName
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.conf import OVERRIDE_FILE
@@ -902,25 +901,6 @@ def test_a_spec_that_is_refused_by_itself_is_refused_and_alter_system_left_alone
     refused = first.check(fast_spec(text("work_mem", "much")))
     assert isinstance(refused, ConfigurationRefused)
     assert "work_mem" in refused.error
-
-
-@pytest.mark.parametrize("name", [SourceName.PAGESERVER, SourceName.UPSTREAM])
-def test_a_source_that_comes_later_says_so_by_name(
-    name: SourceName, binaries15: Binaries, make_process: MakeProcess
-) -> None:
-    process = make_process(binaries15, source=name)
-    process.inspect()
-    stored = fast_spec(
-        pageserver_connstring=Secret("postgresql://canary"),
-        safekeeper_connstrings=("a:1",),
-        tenant_id="0" * 32,
-        timeline_id="0" * 32,
-    )
-    assert f"the source `{name.value}` is not built" in process.check(stored).error
-    failed = process.prepare(stored)
-    assert f"the source `{name.value}` is not built" in failed.error
-    if name is SourceName.PAGESERVER:
-        assert process.check(fast_spec()).error == "pageserver connstr should be provided"
 
 
 def test_a_reload_is_taken_and_verified_and_what_needs_a_restart_is_reported(

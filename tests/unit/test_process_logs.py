@@ -451,3 +451,31 @@ def test_a_process_leaves_its_last_line_behind(end: str) -> None:
 
         assert result.stderr.count(b"\n") == 1000
         assert result.stderr.endswith(b": line 999\n")
+
+
+def test_progress_stands_in_the_last_line_of_a_terminal_until_the_next_record() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(master, "rb", buffering=0) as terminal, os.fdopen(slave, "wb", buffering=0) as stream:
+        writer = configure("auto", "info", stream)
+        bar = logging.getLogger(logs.PROGRESS)
+        bar.info("one")
+        bar.info("two")
+        log.info("a record")
+        log.info("another")
+        bar.info("three")
+        assert writer.close()
+        seen = terminal.read(4096)
+
+    clear = b"\r\x1b[K"
+    first, _, rest = seen.partition(b"a record")
+    assert first.startswith(b"one" + clear + b"two" + clear)
+    assert clear not in rest
+    assert rest.endswith(b"another\r\nthree")
+
+
+@pytest.mark.parametrize("form", ["auto", "human", "json"])
+def test_progress_is_shown_nowhere_but_on_a_terminal(form: LogFormat, pipe: Pipe) -> None:
+    writer = configure(form, "info", pipe)
+    assert not logging.getLogger(logs.PROGRESS).isEnabledFor(logging.INFO)
+    assert writer.close()
+    assert logging.getLogger(logs.PROGRESS).level == logging.NOTSET

@@ -29,14 +29,3 @@ class Source(Protocol):
         What is half-made is removed by the caller. Raises SourceError and CancelledError, and leaves no child.
         """
         ...
-
-
-NOT_BUILT_YET = frozenset({SourceName.PAGESERVER})
-
-
-def comes_later(name: SourceName) -> str:
-    """Say that a source is not there yet, and what is."""
-    return (
-        f"the source `{name.value}` is not built into this version yet; it comes later. "
-        f"Give --source {SourceName.INITDB.value} for a new, local cluster without Neon's storage"
-    )
