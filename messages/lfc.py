@@ -116,6 +116,10 @@ class FollowSpec(Message, frozen=True):
     starting: bool
 
 
+class CacheLost(Message, frozen=True):
+    """Postgres runs again after a crash of one of its processes, which has emptied its cache."""
+
+
 class OffloadLast(Message, frozen=True):
     """Postgres is about to be stopped: save the state once more, if that is safe, and begin nothing else."""
 

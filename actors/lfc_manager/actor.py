@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from ...messages.base import Message
 from ...messages.lfc import (
+    CacheLost,
     CancelPrewarm,
     FollowSpec,
     GetOffload,
@@ -52,7 +53,8 @@ from .rules import (
 )
 
 Heard: TypeAlias = (
-    CancelPrewarm
+    CacheLost
+    | CancelPrewarm
     | FollowSpec
     | GetOffload
     | GetPrewarm

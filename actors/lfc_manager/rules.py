@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from ...messages.base import Message
 from ...messages.lfc import (
+    CacheLost,
     CancelPrewarm,
     FollowSpec,
     LastOffloadEnded,
@@ -300,6 +301,7 @@ Decided: TypeAlias = (
     | CancelPrewarm
     | Offload
     | FollowSpec
+    | CacheLost
     | OffloadLast
     | StopLfc
     | OffloadDue
@@ -386,6 +388,14 @@ class _Turn:
         )
         if message.starting or changed:
             self._await_next()
+
+    def lost(self, _: CacheLost) -> None:
+        """Warm a cache that a crash has emptied, lest what is saved be replaced by a cold one."""
+        spec, status = self.state.spec, self.state.prewarm.status
+        free = PREWARMS[status][PrewarmEvent.ASKED] is not Refused.BUSY
+        if self.state.active and spec is not None and spec.autoprewarm and free:
+            self.log(logging.INFO, "prewarming the cache again, because a crash has emptied it")
+            self._begin_prewarm(None)
 
     def offload_last(self, _: OffloadLast) -> None:
         self._end()
@@ -603,6 +613,7 @@ _HANDLERS: Final[dict[type[Message], _Handler]] = {
     CancelPrewarm: _Turn.cancel_asked,
     Offload: _Turn.offload_asked,
     FollowSpec: _Turn.follow,
+    CacheLost: _Turn.lost,
     OffloadLast: _Turn.offload_last,
     StopLfc: _Turn.stop,
     OffloadDue: _Turn.due,

@@ -7,11 +7,12 @@ from ...messages.activity import ActivityObserved
 from ...messages.base import Message
 from ...messages.catalog import ApplyFailed, CheckpointEnded, SpecApplied
 from ...messages.lease import LeaseRefused
-from ...messages.lfc import LastOffloadEnded
+from ...messages.lfc import CacheLost, LastOffloadEnded
 from ...messages.lifecycle import (
     ActorFailed,
     AwaitExit,
     Boot,
+    Condition,
     ConditionCleared,
     ConditionRaised,
     ConditionReport,
@@ -41,6 +42,7 @@ from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, Pro
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from ...messages.vm import VmPreparationFailed, VmPrepared
 from . import configuring, ending, promoting, refreshing, serving
+from .effects import LFC
 from .private import (
     CheckpointOverdue,
     ClosingOverdue,
@@ -82,6 +84,9 @@ def condition_raised(turn: Turn, message: ConditionRaised, _: int | None) -> Non
 
 
 def condition_cleared(turn: Turn, message: ConditionCleared, _: int | None) -> None:
+    held = any(report.condition is message.condition for report in turn.state.raised)
+    if held and message.condition is Condition.RECOVERING and turn.state.ending is None:
+        turn.tell(LFC, CacheLost())
     turn.set(raised=tuple(r for r in turn.state.raised if r.condition is not message.condition))
 
 

@@ -53,7 +53,14 @@ from compute_node.messages.catalog import (
     StopUpkeep,
 )
 from compute_node.messages.lease import KeepLease, LeaseRefused, ReleaseLease
-from compute_node.messages.lfc import FollowSpec, LastOffloadEnded, OffloadLast, PrewarmStatus, StopLfc
+from compute_node.messages.lfc import (
+    CacheLost,
+    FollowSpec,
+    LastOffloadEnded,
+    OffloadLast,
+    PrewarmStatus,
+    StopLfc,
+)
 from compute_node.messages.lifecycle import (
     ActorFailed,
     AwaitExit,
@@ -166,7 +173,7 @@ HEARERS: dict[str, tuple[type[Message], ...]] = {
     LEASE: (KeepLease, ReleaseLease),
     MONITOR: (StartMonitoring, StopMonitoring),
     HTTP: (StartServing, StopServing),
-    LFC: (FollowSpec, OffloadLast, StopLfc),
+    LFC: (CacheLost, FollowSpec, OffloadLast, StopLfc),
     VM: (PrepareVm, StartVmMonitor, StopVmMonitor),
 }
 LEVELS = {logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR}
@@ -706,6 +713,15 @@ def test_the_cache_follows_each_spec_that_comes_into_force() -> None:
     life.hear(ConfigurationAccepted(life.operation), ConfigurationInstalled(life.operation))
     life.hear(SpecApplied(life.operation, 1, 1))
     assert life.last(FollowSpec) == FollowSpec(with_role("a"), starting=False)
+
+
+def test_the_cache_is_told_when_postgres_is_back_from_a_crash() -> None:
+    life = running()
+    life.hear(ConditionCleared(Condition.RECOVERING), ConditionRaised(Condition.POSTGRES_FROZEN))
+    life.hear(ConditionCleared(Condition.POSTGRES_FROZEN), ConditionRaised(Condition.RECOVERING))
+    assert not life.has_told(CacheLost)
+    life.hear(ConditionCleared(Condition.RECOVERING))
+    assert life.has_told(CacheLost)
 
 
 @pytest.mark.parametrize("message", [Terminate(FAST), Terminate(IMMEDIATE), SignalReceived("SIGTERM")])

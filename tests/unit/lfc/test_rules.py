@@ -33,6 +33,7 @@ from compute_node.actors.lfc_manager.rules import (
 )
 from compute_node.messages.base import decode, encode
 from compute_node.messages.lfc import (
+    CacheLost,
     CancelPrewarm,
     FollowSpec,
     LastOffloadEnded,
@@ -374,6 +375,18 @@ def test_an_interval_that_comes_during_an_offload_counts_from_its_end() -> None:
     life = Life().hear(Offload()).follow(offload_lfc_interval_seconds=3)
     assert life.reminder(OffloadDue) is None
     assert life.offload_ends().reminder(OffloadDue) == 3
+
+
+def test_a_cache_that_a_crash_has_emptied_is_warmed_again_before_anything_is_saved() -> None:
+    life = after(DONE, autoprewarm=False)
+    assert not life.hear(CacheLost()).of(StartPrewarm), "nobody wants that"
+    life = Life(autoprewarm=True, offload_lfc_interval_seconds=5).prewarm_ends(DONE).hear(CacheLost())
+    assert life.of(StartPrewarm)
+    assert not life.hear(OffloadDue()).of(StartOffload)
+    assert not life.hear(CacheLost()).of(StartPrewarm), "one is under way"
+    life.prewarm_ends(FAILED, error="the connection was lost").hear(CacheLost())
+    assert life.of(StartPrewarm)
+    assert not life.hear(StopLfc(), CacheLost()).of(StartPrewarm)
 
 
 # --- Trying again
