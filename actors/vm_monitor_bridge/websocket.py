@@ -114,11 +114,14 @@ class Service:
             await self._loop.create_future()
         finally:
             server.close()
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(CLOSE_S):
                     await server.wait_closed()
-            for connection in tuple(open_ones):
-                connection.transport.abort()
+            except TimeoutError:
+                pass
+            finally:
+                for connection in tuple(open_ones):
+                    connection.transport.abort()
             await server.wait_closed()
 
     def _put(self, connection: int, outgoing: Outgoing) -> None:

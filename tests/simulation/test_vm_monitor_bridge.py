@@ -384,7 +384,10 @@ def test_what_an_agent_that_is_gone_has_asked_is_answered_to_nobody(stage: Stage
 
     assert first.received == [Chosen(1)]
     assert second.received == [Chosen(1)]
-    assert stage.cache.size == FILE_CACHE.size(4 * GIB), "the sizes are set anew for who came last"
+    anew = FILE_CACHE.size(4 * GIB)
+    assert stage.cache.resized == [anew, FILE_CACHE.size(usable(2 * GIB)), anew], (
+        "nothing else is done for it"
+    )
     assert stage.shown().phase is MonitorPhase.SERVING
 
 

@@ -261,6 +261,7 @@ def test_a_half_open_connection_is_found_by_a_ping(bridge: Bridge, monkeypatch: 
         bridge.await_phase(MonitorPhase.WAITING)
 
 
+@pytest.mark.blocking_handlers  # so many connections and messages are busy with the one interpreter
 def test_a_flood_ends_the_connection_before_it_is_heard(bridge: Bridge) -> None:
     with RawPeer(bridge.port) as flood:
         flood.offer()
@@ -272,6 +273,7 @@ def test_a_flood_ends_the_connection_before_it_is_heard(bridge: Bridge) -> None:
     assert heard < 1_000, "two thousand were sent"
 
 
+@pytest.mark.blocking_handlers  # as above
 def test_a_storm_of_reconnects_leaves_one_connection_no_thread_and_no_descriptor(bridge: Bridge) -> None:
     port = bridge.port
     with RawPeer(port) as warm:
@@ -303,6 +305,7 @@ def test_a_storm_of_reconnects_leaves_one_connection_no_thread_and_no_descriptor
     assert threading.active_count() == threads
 
 
+@pytest.mark.blocking_handlers  # as above
 def test_strangers_beyond_the_limit_push_out_one_another_and_never_the_agent(bridge: Bridge) -> None:
     port = bridge.port
     with contextlib.ExitStack() as stack:
@@ -315,17 +318,20 @@ def test_strangers_beyond_the_limit_push_out_one_another_and_never_the_agent(bri
     assert bridge.shown.connections == 1
 
 
-def test_the_stop_says_goodbye_and_closes_the_port_at_once(bridge: Bridge) -> None:
-    port = bridge.port
+def test_the_stop_says_goodbye_and_closes_the_port_and_waits_for_nobody(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "HANDSHAKE_S", 600.0)  # what else would end those who do not answer
+    monkeypatch.setattr(websocket, "PING_S", 600.0)
+    bridge.stop()
+    port = bridge.start().port
     with Agent(port) as agent, RawPeer(port) as mute, RawPeer(port) as half_open:
         half_open.upgrade()
         agent.check_health()
-        before = bridge.runtime.clock.now()
         bridge.stop()
         assert agent.await_close() == 1001
         assert mute.is_closed_by_the_other_side()
         assert half_open.is_closed_by_the_other_side()
-        assert bridge.runtime.clock.now() - before < 5, "a peer that does not answer holds up nothing"
     with pytest.raises(OSError, match="refused"):
         RawPeer(port)
 
