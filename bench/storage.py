@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -129,7 +128,7 @@ def _unpacking(what: str, archive: Path, where: Path, count: int, aim: float) ->
 def _memory(archive: Path, where: Path) -> Row:
     """Unpack in a process of its own, whose memory nobody else has raised."""
     script = (
-        "import resource, sys; from pathlib import Path; from compute_node.bench import storage\n"
+        "import sys; from pathlib import Path; from compute_node.bench import storage\n"
         "storage.grown(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     with _target(where) as target:
@@ -141,9 +140,15 @@ def _memory(archive: Path, where: Path) -> Row:
 
 def grown(archive: Path, target: Path) -> None:
     """Print by how many KiB unpacking raises the most that this process ever took."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most()
     unpack(_chunks(archive), str(target), None)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(_most() - before)
+
+
+def _most() -> int:
+    """Return the most KiB that were ever resident; getrusage would count what the parent had, too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 # --- Starts ----------------------------------------------------------------------------------------------
