@@ -54,6 +54,28 @@ def test_a_node_gets_its_spec_from_the_control_plane_and_again_at_a_hangup(
     assert node.stop() == 0, node.log
 
 
+def test_postgres_can_have_the_spec_fetched_again_until_there_is_none_any_more(
+    node: Node, plane: ControlPlane
+) -> None:
+    plane.spec = spec()
+    node.start().await_status("running")
+    plane.spec = spec(cluster={"settings": [*spec()["cluster"]["settings"], setting("work_mem", "9MB")]})
+    assert refresh(node) == 200
+    wait_until(lambda: node.query("show work_mem") == [("9MB",)], "the new spec is in force", 60)
+    node.await_status("running")
+    assert "Changing compute status from refresh-configuration to running" in node.log
+    assert node.metric("pg_cctl_pagestream_request_errors_total") == 1
+    plane.spec = None
+    assert refresh(node) == 200
+    assert node.wait() == 1
+    assert "asked for again, and there was none" in node.log
+    assert not (node.pgdata / "postmaster.pid").exists()
+
+
+def refresh(node: Node) -> int:
+    return node.call("POST", "/refresh_configuration", token=None, internal=True).status
+
+
 def test_a_node_that_is_not_attached_waits_for_its_spec(node: Node, plane: ControlPlane) -> None:
     node.start().await_status("empty")
     assert requests(node) == {"200 OK": 1}
