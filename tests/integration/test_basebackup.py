@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from doubles.archives import compressed, entry, folder, of_cluster, whole
 from doubles.pageserver import Pageserver, pageserver
-from doubles.safekeepers import SyncProgram, safekeepers
+from doubles.safekeepers import Sync, SyncProgram, safekeepers
 from doubles.specs import a_spec
 from doubles.wire import Refused, WireFaults
 from fix_node import MakeNode, setting, spec
@@ -310,6 +310,25 @@ def test_a_primary_comes_up_at_the_lsn_of_its_safekeepers_and_writes(
         node.query("CREATE TABLE t AS SELECT 1 AS a")
         assert node.query("SELECT a FROM t") == [(1,)]
         assert node.stop() == 0
+
+
+def test_a_primary_syncs_safekeepers_that_disagree_and_once_more_at_its_end(
+    storage: Pageserver, make_node: MakeNode, binaries15: Binaries, sockets: Path
+) -> None:
+    program = SyncProgram(sockets / "programs", binaries15)
+    program.set(Sync(lsn="0/1000028", says=("elected in term 7",)))
+    with safekeepers(3, tenant_id=TENANT, timeline_id=TIMELINE) as keepers:
+        for number, one in enumerate(keepers, start=1):
+            one.flush_lsn = one.commit_lsn = f"0/{number}"
+        node = make_node(replace(binaries15, postgres=str(program.postgres)), "--source", "pageserver")
+        document = stored(storage, node.postgres_port, sockets)
+        node.run(document | {"safekeeper_connstrings": [one.address for one in keepers]})
+        assert storage.server.queries == [f"basebackup {TENANT} {TIMELINE} 0/1000028 --gzip"]
+        assert "LOG:  elected in term 7" in node.log
+        program.set(Sync(lsn="0/28F10D8"))
+        answer = node.call("POST", "/terminate?mode=immediate")
+        assert (answer.status, answer.body, node.wait()) == (200, {"lsn": "0/28F10D8"}, 0)
+        assert [call["pgdata"] for call in program.calls] == [str(node.pgdata)]
 
 
 def test_an_archive_with_an_error_behind_it_is_never_served(
