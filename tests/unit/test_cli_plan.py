@@ -264,7 +264,7 @@ def test_every_problem_is_told_not_the_first_alone() -> None:
 def test_for_people_problems_and_warnings_are_lines() -> None:
     keys = [{"kty": "RSA"}]
     document = {
-        "spec": SPEC | {"disk_quota_bytes": 1},
+        "spec": SPEC | {"pgbouncer_settings": {"max_client_conn": "9"}},
         "compute_ctl_config": {"jwks": {"keys": keys}},
         "z": 1,
     }
