@@ -287,7 +287,7 @@ def facts_renamed(facts: DatabaseFacts, name: str, new_name: str) -> DatabaseFac
         )
         for role, held in facts.holdings.items()
     }
-    owner = None if facts.public_owner is None else new(facts.public_owner)
+    owner = new_name if facts.public_owner == name else facts.public_owner
     return msgspec.structs.replace(facts, public_owner=owner, holdings=holdings)
 
 

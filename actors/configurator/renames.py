@@ -94,7 +94,7 @@ def resolve(steps: Iterable[Step], wanted: AbstractSet[str]) -> Resolved:
                 f"the spec lists it and asks to rename it to {shown(thing.target)}, which it does not list"
             )
             refused |= dict.fromkeys(kept, reason)
-    things = _without_refused(_ordered(things, refused), refused)
+    things = _without_refused(_ordered(things), refused)
     successors = {thing.target: thing.origin for thing in things if not thing.deleted}
     changes: list[Change] = []
     for thing in things:
@@ -133,8 +133,8 @@ def _follow(steps: Iterable[Step]) -> tuple[list[_Thing], dict[str, str]]:
     return [thing for thing in things if thing.deleted or thing.origin != thing.target], refused
 
 
-def _ordered(things: list[_Thing], refused: dict[str, str]) -> list[_Thing]:
-    """Put each after the one whose place it takes; those that take each other's places are refused."""
+def _ordered(things: list[_Thing]) -> list[_Thing]:
+    """Put each after the one whose place it takes; those that take each other's, refused before, are left out."""
     remaining = list(things)
     while True:
         places: dict[str, list[_Thing]] = {}
@@ -146,7 +146,6 @@ def _ordered(things: list[_Thing], refused: dict[str, str]) -> list[_Thing]:
             return list(TopologicalSorter(before).static_order())
         except CycleError as error:
             circle = set(error.args[1])
-            refused |= {thing.origin: AMBIGUOUS for thing in remaining if thing in circle}
             remaining = [thing for thing in remaining if thing not in circle]
 
 

@@ -109,7 +109,8 @@ def test_a_dump_takes_no_memory_and_whoever_leaves_or_is_left_is_told(
         process.kill()
         with pytest.raises(http.client.IncompleteRead):
             response.read()
-    assert "is not whole: failed to execute pg_dump: it ended with -9" in node.log
+    told = "is not whole: failed to execute pg_dump: it ended with -9"
+    wait_until(lambda: told in node.log, "the log says so", WAIT_S)
     assert peak_memory(node) - before < SIZE // 2
     with dump_begun(node) as response:
         assert dumps(node)

@@ -276,7 +276,8 @@ def test_a_failed_migration_is_counted_and_the_next_start_goes_on_there(
     assert failures(node) == ['compute_ctl_db_migration_failed_total{migration_id="5"} 1.0']
     assert done(node) == 4
     assert (node.status()["status"], node.status()["error"]) == ("running", None)
-    assert "Failed to run migrations: migration 5 failed; 4 of 12 are done" in node.log
+    told = "Failed to run migrations: migration 5 failed; 4 of 12 are done"
+    wait_until(lambda: told in node.log, "the log says so", START_S)
     assert node.stop() == 0, node.log
     node.run()
     node.await_migrations()

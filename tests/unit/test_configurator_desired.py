@@ -113,6 +113,17 @@ def test_protected_databases_are_neither_deleted_nor_renamed_nor_replaced(name: 
         assert "it must not be " in reason
 
 
+def test_all_that_is_refused_of_databases_is_named_with_its_reason() -> None:
+    wished = wish(
+        databases=(Database("d", "a"),), delta=(DeltaOp("delete_db", "postgres"), DeltaOp("delete_db", "d"))
+    )
+    assert wished.database_changes == ()
+    assert refused(wished) == {
+        'database "postgres"': "it must not be deleted: the node itself needs it",
+        'database "d"': "the spec lists it and asks to delete it; remove one of the two",
+    }
+
+
 def test_the_owner_of_a_listed_database_is_not_deleted() -> None:
     wished = wish(databases=(Database("d", "a"),), delta=(DeltaOp("delete_role", "a"),))
     assert wished.departing == ()

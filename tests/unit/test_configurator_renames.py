@@ -13,6 +13,7 @@ RESOLVED: list[tuple[str, Sequence[Step], set[str], list[Renaming | Deletion]]] 
     ("there and back", [Step("a", "b"), Step("b", "a")], {"a"}, []),
     ("renamed, then deleted", [Step("a", "b"), Step("b")], set(), [Deletion("a"), Deletion("b")]),
     ("deleted twice", [Step("a"), Step("a")], set(), [Deletion("a")]),
+    ("deleted twice, and another", [Step("a"), Step("a"), Step("z")], set(), [Deletion("a"), Deletion("z")]),
     ("deleted, then renamed", [Step("a"), Step("a", "b")], set(), [Deletion("a")]),
     (
         "a place is made free first, and only as long as its heir is still to come",
@@ -68,6 +69,26 @@ REFUSED: list[tuple[str, Sequence[Step], set[str], dict[str, str]]] = [
         {"a": AMBIGUOUS, "b": AMBIGUOUS},
     ),
     (
+        "places are exchanged, and something else is amiss",
+        [Step("d", "c"), Step("e", "c"), Step("a", "t"), Step("b", "a"), Step("t", "b"), Step("f", "g")],
+        {"a", "b", "c", "f"},
+        {
+            "e": 'it cannot be renamed to "c": another renaming of the spec ("d") has that name as its target',
+            "a": AMBIGUOUS,
+            "b": AMBIGUOUS,
+            "f": 'the spec lists it and asks to rename it to "g", which it does not list',
+        },
+    ),
+    (
+        "into the place of one that is refused",
+        [Step("a", "c"), Step("b", "c"), Step("z", "b")],
+        {"b", "c"},
+        {
+            "b": 'it cannot be renamed to "c": another renaming of the spec ("a") has that name as its target',
+            "z": AMBIGUOUS,
+        },
+    ),
+    (
         "replaced, and the old name made anew",
         [Step("b"), Step("a", "b")],
         {"a", "b"},
@@ -92,3 +113,7 @@ def test_what_is_refused_does_not_hold_up_the_rest() -> None:
     resolved = resolve([Step("a"), Step("x", "y"), Step("z")], {"a", "y"})
     assert list(resolved.changes) == [Renaming("x", "y"), Deletion("z")]
     assert dict(resolved.refused) == {"a": LISTED}
+    exchange = [Step("a", "t"), Step("b", "a"), Step("t", "b")]
+    resolved = resolve([*exchange, Step("x", "y"), Step("z")], {"a", "b", "y"})
+    assert set(resolved.changes) == {Renaming("x", "y"), Deletion("z")}
+    assert dict(resolved.refused) == {"a": AMBIGUOUS, "b": AMBIGUOUS}
