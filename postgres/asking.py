@@ -10,6 +10,8 @@ from psycopg.pq import DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
+from .text import one_line
+
 Row: TypeAlias = list[bytes | None]
 
 LOCK_TIMEOUT: Final = b"55P03"
@@ -66,7 +68,7 @@ def reason(result: PGresult) -> str:
     """Put a refusal into one line; never with the text of the statement, as libpq's own message has it."""
 
     def field(which: DiagnosticField) -> str:
-        return " ".join((result.error_field(which) or b"").decode(errors="replace").split())
+        return one_line((result.error_field(which) or b"").decode(errors="replace"))
 
     text = f"{field(DiagnosticField.MESSAGE_PRIMARY)} (SQLSTATE {field(DiagnosticField.SQLSTATE)})"
     if detail := field(DiagnosticField.MESSAGE_DETAIL):

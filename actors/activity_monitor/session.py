@@ -17,6 +17,7 @@ from psycopg import errors
 from psycopg.rows import TupleRow
 
 from ...postgres.connection import Target, addresses, connect
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .checks import Readings, Sessions, Totals
 from .reach import Answer, Observation, Probe, judge
@@ -29,6 +30,8 @@ HELD_UP_S: Final = 1.5
 """When a look took this long, it was this process that did not run."""
 OPTIONS: Final = ("idle_session_timeout=0", "jit=off")
 """On top of those of every connection: it is idle most of the time, and its query is small."""
+MAX_SAID: Final = 500
+"""Characters of an error that are repeated."""
 
 SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)
 PROTOCOL_3: Final = 196608
@@ -124,7 +127,7 @@ class Session:
             try:
                 return Answer.CHECKED, "", await self._read(self._connection, experimental, deadline)
             except errors.QueryCanceled as error:
-                return Answer.ALIVE, _line(error), None
+                return Answer.ALIVE, one_line(error, MAX_SAID), None
             except TimeoutError:
                 self._drop()
                 return Answer.SILENT, "the monitor's connection does not answer", None
@@ -136,7 +139,7 @@ class Session:
             return Answer.SILENT, "a login is not answered", None
         except psycopg.Error as error:
             not_now = await self._refused_for_now(deadline)
-            return Answer.NOT_NOW if not_now else Answer.FAILED, _line(error), None
+            return Answer.NOT_NOW if not_now else Answer.FAILED, one_line(error, MAX_SAID), None
         try:
             return Answer.CHECKED, "", await self._read(self._connection, experimental, deadline)
         except (errors.QueryCanceled, TimeoutError):
@@ -144,7 +147,7 @@ class Session:
             return Answer.ALIVE, "", None
         except psycopg.Error as error:
             self._drop()
-            return Answer.FAILED, _line(error), None
+            return Answer.FAILED, one_line(error, MAX_SAID), None
 
     async def _connect(self, deadline: float) -> psycopg.AsyncConnection[TupleRow]:
         return await connect(
@@ -282,7 +285,3 @@ def _sqlstate(reply: bytes) -> bytes | None:
 
 def _left(deadline: float) -> float:
     return max(0.01, deadline - asyncio.get_running_loop().time())
-
-
-def _line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())[:500]

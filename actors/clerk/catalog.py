@@ -15,10 +15,11 @@ from ...postgres.binaries import Binaries
 from ...postgres.connection import parse_connstr
 from ...postgres.environment import allowed
 from ...postgres.passwords import PASSFILE, password_file
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import Program, ProgramError, Starter, pour
-from .dumping import COMMAND, environment, one_line
+from .dumping import COMMAND, MAX_SAID, environment
 from .port import CatalogAccess, Dump
 
 FAILED: Final = "failed to execute pg_dump"
@@ -84,9 +85,9 @@ class PostgresCatalog(CatalogAccess):
             except StreamClosedError:
                 return Dump(size, CLIENT_LEFT)
             except ProgramError as error:
-                return Dump(size, f"{FAILED}: {one_line(str(error))}")
+                return Dump(size, f"{FAILED}: {one_line(error, MAX_SAID)}")
         if result.code != 0:
-            said = one_line(result.output) or "it said nothing"
+            said = one_line(result.output, MAX_SAID) or "it said nothing"
             return Dump(size, f"{FAILED}: it ended with {result.code}: {said}")
         return Dump(size)
 

@@ -30,9 +30,3 @@ def environment(target: Target, database: str) -> dict[str, str]:
     return {_VARIABLES[name]: value for name, value in keywords.items() if name in _VARIABLES} | {
         "LC_MESSAGES": "C"
     }
-
-
-def one_line(text: str) -> str:
-    """Put what a program said into one line that is not too long."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_SAID else line[:MAX_SAID] + " …"

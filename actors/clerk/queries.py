@@ -38,6 +38,7 @@ from ...postgres.connection import (
     connect,
     run_async,
 )
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
@@ -135,7 +136,7 @@ def answer(target: Target, query: Query, cancellation: Cancellation) -> QueryAns
     except TimeoutError:
         return NotDone(f"it took longer than {limit_s:g} s, and was broken off")
     except (QueryError, StatementError, Error) as error:
-        return NotDone(_line(error))
+        return NotDone(one_line(error))
 
 
 def exists(target: Target, database: str, cancellation: Cancellation) -> bool:
@@ -166,7 +167,7 @@ async def _answer(target: Target, query: Query) -> QueryAnswer:
             target, application_name=NAMES[type(query)], dbname=database, extra_options=OPTIONS
         )
     except Error as error:
-        msg = f"{CONNECT_FAILED}: {_line(error)}"
+        msg = f"{CONNECT_FAILED}: {one_line(error)}"
         raise QueryError(msg) from error
     try:
         match query:
@@ -298,7 +299,3 @@ async def _grant(connection: Connection, wish: SetGrants) -> sql.Composed | None
 
 def _word(privilege: Privilege) -> sql.SQL:
     return sql.SQL(privilege.value)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

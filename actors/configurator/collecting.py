@@ -9,6 +9,7 @@ from typing import Final
 from psycopg import Error
 
 from ...postgres.connection import Target, connect, parse_connstr, run_async
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .executor import OPTIONS
 from .extensions import Extension
@@ -45,7 +46,7 @@ async def _collect(target: Target, cancellation: Cancellation) -> tuple[Extensio
                 try:
                     rows = await _rows(target, name, EXTENSIONS)
                 except Error as error:
-                    missed.append(f"{shown(name)}: {_line(error)}")
+                    missed.append(f"{shown(name)}: {one_line(error)}")
                 else:
                     found += (
                         Extension(name, version, int(owner)) for name, version, owner in _readable(rows)
@@ -54,7 +55,7 @@ async def _collect(target: Target, cancellation: Cancellation) -> tuple[Extensio
         msg = f"it was broken off after {LIMIT_S:g} s: Postgres is too slow"
         raise AdministrationError(msg) from None
     except Error as error:
-        raise AdministrationError(_line(error)) from error
+        raise AdministrationError(one_line(error)) from error
     if missed and len(missed) == len(databases):
         raise AdministrationError(missed[0])
     if missed:
@@ -91,7 +92,3 @@ def _readable(rows: Sequence[Sequence[bytes]]) -> list[list[str]]:
         except UnicodeDecodeError:
             continue
     return decoded
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

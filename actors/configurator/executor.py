@@ -30,6 +30,7 @@ from ...postgres.connection import (
     parse_connstr,
     run_async,
 )
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from . import apply as application
 from . import operations as op
@@ -147,7 +148,7 @@ async def _checkpoint(target: Target, limit_s: float) -> None:
         msg = f"it was not written within {limit_s:g} s"
         raise AdministrationError(msg) from None
     except (Error, _StatementError) as error:
-        raise AdministrationError(_line(error)) from error
+        raise AdministrationError(one_line(error)) from error
 
 
 class PostgresSession(Session):
@@ -198,7 +199,7 @@ class PostgresSession(Session):
                 (mark,) = await _ask(connection, (MARK_QUESTION,))
                 catalog = msgspec.structs.replace(catalog, mark=read_mark(mark))
         except (Error, _StatementError) as error:
-            msg = f"cannot read the catalog of the Postgres at {where} as {shown(self.administrator)}: {_line(error)}"
+            msg = f"cannot read the catalog of the Postgres at {where} as {shown(self.administrator)}: {one_line(error)}"
             raise AdministrationError(msg) from error
         if session.user != self.administrator:
             msg = (
@@ -227,7 +228,7 @@ class PostgresSession(Session):
             )
         except Error as error:
             phase = operations[0].phase.value
-            msg = f"{phase}: the connection to Postgres was lost: {_line(error)}; applying it again goes on from there"
+            msg = f"{phase}: the connection to Postgres was lost: {one_line(error)}; applying it again goes on from there"
             raise AdministrationError(msg) from error
         finally:
             while len(self._maintenance) > 1:
@@ -262,7 +263,7 @@ class PostgresSession(Session):
                     pauses_s = tuple(rest)
                     await asyncio.sleep(pause_s)
                 else:
-                    outcomes.append(_unvisited(refused.pop(0), _line(error)))
+                    outcomes.append(_unvisited(refused.pop(0), one_line(error)))
         return tuple(outcomes)
 
     async def _visit(self, visit: Visit, decide: DecideVisit) -> VisitOutcome:
@@ -481,10 +482,6 @@ def _refusal(results: Sequence[PGresult]) -> _Refused | None:
         if result.status == ExecStatus.FATAL_ERROR:
             return _Refused(number, result.error_field(DiagnosticField.SQLSTATE) or b"", reason(result))
     return None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 async def _together(works: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:

@@ -17,6 +17,7 @@ from ...postgres.connection import (
     parse_connstr,
     run_async,
 )
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .executor import OPTIONS, TRANSIENT
 from .migrations import MIGRATIONS, Step, due
@@ -68,7 +69,7 @@ async def _migrate(target: Target, privileged_role: str, cancellation: Cancellat
         msg = f"they were broken off after {LIMIT_S:g} s: something holds them up (see pg_locks)"
         raise AdministrationError(msg) from None
     except Error as error:
-        raise AdministrationError(_line(error)) from error
+        raise AdministrationError(one_line(error)) from error
 
 
 async def _run(
@@ -122,7 +123,7 @@ async def _take(connection: Connection, step: Step, cancellation: Cancellation) 
             disturbed = isinstance(error, Error) and (error.sqlstate or "").encode() in TRANSIENT
             if attempt < ATTEMPTS and disturbed:
                 continue
-            reason = _line(error)
+            reason = one_line(error)
             log.error("Failed to run migration id=%d: %s", step.number, reason)  # noqa: TRY400 - a line is enough
             return reason
         break
@@ -138,7 +139,3 @@ def _reach(number: int, cancellation: Cancellation) -> None:
         meant = str(error)
         if not meant.isdecimal() or int(meant) == number:
             raise
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

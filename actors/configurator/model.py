@@ -183,7 +183,7 @@ class Draft:
                 self.subscriptions = {entry for entry in self.subscriptions if entry[0] != name}
                 self.silent.discard(name)
             case op.EndReplication(name):
-                self._change_database(name, replicating=False)
+                self._change_database(name, replicating=False, connectable=False)
             case op.ClearTemplateFlag(name):
                 self._change_database(name, template=False)
             case op.RenameDatabase(name, new_name):

@@ -254,13 +254,13 @@ class DropDatabase(_DatabaseOperation, frozen=True):
 
 
 class EndReplication(_DatabaseOperation, frozen=True):
-    """End the sessions that read a database's changes: with them it cannot be dropped, not even by force."""
+    """Close a database and end the sessions that read its changes: with them no force drops it."""
 
     phase: ClassVar[Phase] = Phase.RENAME_AND_DELETE_DATABASES
 
     @override
     def describe(self) -> str:
-        return f"end the logical replication from {self.subject}"
+        return f"close {self.subject} and end the logical replication from it"
 
 
 class RenameDatabase(_DatabaseOperation, frozen=True):

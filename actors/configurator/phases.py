@@ -263,8 +263,8 @@ def mark_subscriptions(planner: Planner) -> Iterator[op.Maintaining]:
     if foreign := planner.catalog.foreign & {"schema neon", op.MARK_TABLE}:
         planner.refuse(
             op.MARK_SUBJECT,
-            f"it cannot be kept: {' and '.join(sorted(foreign))} does not belong to a superuser;"
-            " rename it or give it to the administrator",
+            f"it cannot be kept: {' and '.join(sorted(foreign))} must belong to a superuser;"
+            " give it to the administrator, or rename it",
         )
     elif mark is None or mark.timeline != branch:
         yield op.NoteSubscriptions(branch, tuple(sorted(oid for _, oid in planner.draft.subscriptions)))

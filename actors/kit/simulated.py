@@ -268,8 +268,6 @@ class SimulatedRuntime(Host):
 
     def _try_job(self, entry: tuple[str, Job]) -> bool:
         name, job = entry
-        if entry not in self._jobs:
-            return False
         try:
             self._cells[name].run(job, may_block=True)
         except Blocked:

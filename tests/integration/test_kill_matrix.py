@@ -498,6 +498,7 @@ def parents_in(pgdata: Path) -> set[int]:
     for pid in postgres_in(pgdata):
         with contextlib.suppress(psutil.NoSuchProcess):
             found.add(psutil.Process(pid).ppid())
+    found.discard(0)  # of a session that has just ended
     return found
 
 

@@ -16,6 +16,7 @@ from compute_node.actors.configurator.model import (
     RoleState,
     after,
     facts_after,
+    facts_renamed,
 )
 from compute_node.actors.configurator.operations import DefaultTarget, GrantTarget
 from compute_node.messages.secret import Secret
@@ -24,7 +25,7 @@ MD5 = RoleState(Secret("md5" + "0" * 32))
 SCRAM = RoleState(Secret("SCRAM-SHA-256$4096:c2FsdA==$x:y"))
 D = DatabaseState("m", oid=7, template=True, replicating=True)
 E = DatabaseState("s", oid=8)
-OLD = ExtensionState("1", "public", relocatable=False)
+OLD = ExtensionState("1", "public", relocatable=True)
 BEFORE = Catalog(
     150018,
     {"m": MD5, "s": SCRAM},
@@ -32,7 +33,7 @@ BEFORE = Catalog(
     frozenset({"neon"}),
     frozenset({("d", "m"), ("e", "m"), ("e", "s"), (SHARED, "m"), (SHARED, "s")}),
     extensions={"old": OLD},
-    neon=ExtensionState("2", "neon", relocatable=False),
+    neon=ExtensionState("2", "public", relocatable=False),
     subscriptions=frozenset({("d", 3), ("d", 4), ("e", 3)}),
     silent=frozenset({"e"}),
 )
@@ -117,7 +118,7 @@ CASES: dict[str, tuple[op.AnyOperation, dict[str, Any]]] = {
     "default privileges": (op.AlterDefaultPrivileges("d", "p", DefaultTarget.TABLES), {}),
     "replication ended": (
         op.EndReplication("d"),
-        {"databases": {"d": changed(D, replicating=False), "e": E}},
+        {"databases": {"d": changed(D, replicating=False, connectable=False), "e": E}},
     ),
     "noted": (
         op.NoteSubscriptions("t", (3, 4)),
@@ -135,10 +136,6 @@ CASES: dict[str, tuple[op.AnyOperation, dict[str, Any]]] = {
         op.CreateExtensionNeon("neon", "neon"),
         {"extensions": {"old": OLD, "neon": ExtensionState("2", "neon", relocatable=False)}},
     ),
-    "relocatable": (
-        op.MakeRelocatable("old"),
-        {"extensions": {"old": msgspec.structs.replace(OLD, relocatable=True)}},
-    ),
     "moved": (
         op.MoveExtension("old", "s"),
         {"extensions": {"old": msgspec.structs.replace(OLD, schema="s")}},
@@ -146,6 +143,10 @@ CASES: dict[str, tuple[op.AnyOperation, dict[str, Any]]] = {
     "updated": (
         op.UpdateExtension("old", "3"),
         {"extensions": {"old": msgspec.structs.replace(OLD, version="3")}},
+    ),
+    "updated to what is offered": (
+        op.UpdateExtension("old", "2"),
+        {"extensions": {"old": msgspec.structs.replace(OLD, version="2")}},
     ),
     "availability check": (op.CreateAvailabilityCheck(), {"tables": frozenset({"health_check"})}),
     "silent": (op.SilenceOwnAudit("d"), {"silent": frozenset({"d", "e"})}),
@@ -157,6 +158,13 @@ def test_an_operation_changes_the_catalog_as_postgres_would_and_nothing_else(
     operation: op.AnyOperation, expected: dict[str, Any]
 ) -> None:
     assert after(BEFORE, operation) == msgspec.structs.replace(BEFORE, **expected)
+
+
+def test_an_extension_is_made_relocatable_and_nothing_else_of_it_changes() -> None:
+    rigid = msgspec.structs.replace(
+        BEFORE, extensions={"old": msgspec.structs.replace(OLD, relocatable=False)}
+    )
+    assert after(rigid, op.MakeRelocatable("old")) == BEFORE
 
 
 def test_operations_follow_each_other() -> None:
@@ -211,6 +219,24 @@ def test_an_operation_changes_what_the_next_visit_would_find_and_nothing_else(
     operation: op.Visiting, expected: dict[str, Any]
 ) -> None:
     assert facts_after(FACTS, (operation,)) == msgspec.structs.replace(FACTS, **expected)
+
+
+@pytest.mark.parametrize("owner", [None, "g", "somebody"])
+def test_what_is_found_has_the_new_name_of_a_role_wherever_it_stands(owner: str | None) -> None:
+    grants = frozenset({op.Grant("g", GrantTarget.SCHEMA, ("x",), ("SELECT",)), op.Grant("h", GrantTarget.SCHEMA, ("x",), ("SELECT",))})  # fmt: skip
+    facts = msgspec.structs.replace(
+        FACTS, public_owner=owner, holdings={"g": HELD, "s": Holdings(foreign_grants=grants)}
+    )
+    renamed = frozenset(msgspec.structs.replace(grant, grantor="n") if grant.grantor == "g" else grant for grant in grants)  # fmt: skip
+    held = frozenset(msgspec.structs.replace(grant, grantor="n") if grant.grantor == "g" else grant for grant in HELD.foreign_grants)  # fmt: skip
+    assert facts_renamed(facts, "g", "n") == msgspec.structs.replace(
+        facts,
+        public_owner="n" if owner == "g" else owner,
+        holdings={
+            "n": Holdings(owns=True, foreign_grants=held),
+            "s": Holdings(foreign_grants=renamed),
+        },
+    )
 
 
 def test_what_is_found_adds_up() -> None:

@@ -17,7 +17,7 @@ from compute_node.actors.configurator.model import (
     RoleState,
 )
 from compute_node.actors.configurator.operations import DefaultTarget, GrantTarget, Phase
-from compute_node.actors.configurator.phases import Plan, Visit, plan, plan_visit
+from compute_node.actors.configurator.phases import Plan, Visit, is_clean, plan, plan_visit
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import (
     Audit,
@@ -466,6 +466,27 @@ def test_a_visit_releases_every_departing_role_and_then_puts_the_permissions_rig
     assert {type(operation) for operation in operations[5:]} == {op.AlterDefaultPrivileges}
 
 
+@pytest.mark.parametrize(
+    ("role", "renamed", "visited"),
+    [
+        ("web_access", None, True),
+        ("web_access", "former", True),
+        ("another", None, False),
+        ("another", "former", False),
+    ],
+)
+def test_known_databases_are_visited_again_for_a_new_role_that_is_to_create_there(
+    role: str,
+    renamed: str | None,
+    visited: bool,  # noqa: FBT001 - a case
+) -> None:
+    known = catalog({"a": RoleState()} | ({renamed: RoleState()} if renamed else {}), {"x": database(oid=9)})
+    delta = (DeltaOp("rename_role", renamed, role),) if renamed else ()
+    wanted = spec(*delta, roles=(Role("a"), Role(role)), databases=(Database("x", "a"),))
+    context = msgspec.structs.replace(CONTEXT, seen=frozenset({5, 9}))
+    assert [visit.database for visit in planned(known, wanted, context).visits] == (["x"] if visited else [])
+
+
 def test_grants_by_the_same_role_in_the_same_schema_are_revoked_in_a_fixed_order() -> None:
     grants = frozenset(op.Grant("g", target, ("x",), ("SELECT",)) for target in GrantTarget)
     facts = DatabaseFacts(holdings={"a": Holdings(foreign_grants=grants)})
@@ -480,7 +501,9 @@ def test_a_database_that_cannot_be_freed_of_its_subscriptions_is_not_dropped() -
     wanted = spec(DeltaOp("delete_db", "shut"), DeltaOp("rename_db", "its successor", "shut"))
     found = planned(known, wanted)
     assert (found.operations, found.visits) == ((), ())
-    assert [refusal.subject for refusal in found.refusals] == ['database "shut"']
+    assert [refusal.describe() for refusal in found.refusals] == [
+        'database "shut": it cannot be dropped: it has logical subscriptions, and takes no connections to drop them'
+    ]
 
 
 # --- Extensions, the availability check, the audit -------------------------------------------------------
@@ -575,7 +598,9 @@ def test_without_the_schema_public_an_audit_is_refused_and_the_rest_only_warned_
     known = msgspec.structs.replace(catalog(), schemas=frozenset({"neon"}), tables=frozenset())
     wanted = msgspec.structs.replace(preloading("pg_stat_statements"), audit_log_level=Audit.BASE)
     found = planned(known, wanted)
-    assert [refusal.subject for refusal in found.refusals] == ["extension pgaudit"]
+    assert [refusal.describe() for refusal in found.refusals] == [
+        "extension pgaudit: it cannot be created: the database of --connstr has no schema public"
+    ]
     assert found.warnings == (
         "the extension pg_stat_statements is not created: the database of --connstr has no schema public",
         "the table of the availability check is not created: the database of --connstr has no schema public",
@@ -585,7 +610,10 @@ def test_without_the_schema_public_an_audit_is_refused_and_the_rest_only_warned_
 def test_a_table_of_a_users_that_has_the_name_of_the_availability_check_is_left_alone() -> None:
     known = msgspec.structs.replace(catalog(), foreign=frozenset({"table public.health_check"}))
     found = planned(known, spec())
-    assert (found.operations, len(found.warnings)) == ((), 1)
+    assert found.operations == ()
+    assert found.warnings == (
+        "table public.health_check does not belong to a superuser: nothing is written to it",
+    )
 
 
 # --- Subscriptions ---------------------------------------------------------------------------------------
@@ -610,6 +638,7 @@ def test_the_subscriptions_of_a_database_are_dropped_before_it_is_and_those_of_o
     known = subscribed(("doomed", 7), ("doomed", 8), ("kept", 9))
     found = planned(known, spec(DeltaOp("delete_db", "doomed"), DeltaOp("delete_db", "absent")))
     assert dropping(found) == {"doomed": frozenset({7, 8})}
+    assert not any(visit.inherited for visit in found.visits)
     assert [step.phase for step in found.steps] == [Phase.DETACH_DATABASES, Phase.RENAME_AND_DELETE_DATABASES]
     facts = DatabaseFacts(subscriptions={"b": 8, "a": 7, "made meanwhile": 10})
     assert plan_visit(found.visits[0], facts, known, CONTEXT) == (
@@ -635,6 +664,7 @@ def test_a_new_branch_notes_what_it_inherited_and_drops_it_listed_or_not() -> No
         op.NoteSubscriptionsLeft("b" * 32, ()),
     )
     assert dropping(found) == {"listed": frozenset({7}), "unlisted": frozenset({8})}
+    assert [visit.inherited for visit in found.visits if visit.subscriptions] == [True, True]
     assert planned(found.catalog, branch(databases=(Database("listed", "a"),))).operations == ()
 
 
@@ -660,6 +690,36 @@ def test_what_is_dropped_is_decided_by_the_mark(mark: Mark | None, noted: bool, 
     assert dropping(found).get("x", frozenset()) == dropped
 
 
+@pytest.mark.parametrize(
+    ("mark", "clean"),
+    [
+        (None, False),
+        (Mark("a" * 32), False),
+        (Mark("b" * 32), True),
+        (Mark("b" * 32, frozenset({7})), False),
+        (Mark("b" * 32, frozenset({8})), True),
+        (Mark("b" * 32, frozenset({99})), True),
+    ],
+    ids=["no mark", "of another branch", "done", "one is left", "one is left where it cannot work", "gone"],
+)
+def test_a_branch_is_clean_when_nothing_inherited_is_left_that_could_work(
+    mark: Mark | None,
+    clean: bool,  # noqa: FBT001 - a case
+) -> None:
+    known = subscribed(("open", 7), ("shut", 8), shut={"connectable": False}, mark=mark)
+    assert is_clean(known, branch()) is clean
+    assert is_clean(known, msgspec.structs.replace(branch(), drop_subscriptions_before_start=False))
+    assert is_clean(msgspec.structs.replace(known, subscriptions=frozenset()), branch())
+
+
+def test_a_closed_database_is_dropped_unless_it_has_subscriptions() -> None:
+    known = subscribed(("doomed", 7), ("kept", 8), doomed={"connectable": False})
+    wanted = spec(DeltaOp("delete_db", "doomed"))
+    assert planned(known, wanted).operations == ()
+    others = msgspec.structs.replace(known, subscriptions=frozenset({("kept", 8)}))
+    assert planned(others, wanted).operations == (op.DropDatabase("doomed"),)
+
+
 def test_without_the_flag_no_subscription_is_touched_and_nothing_is_noted() -> None:
     wanted = msgspec.structs.replace(branch(), drop_subscriptions_before_start=False)
     found = planned(subscribed(("x", 7)), wanted)
@@ -681,10 +741,16 @@ def test_inherited_subscriptions_where_nobody_can_connect_stay_on_the_list() -> 
 
 
 def test_a_mark_that_a_user_could_have_written_is_not_trusted() -> None:
-    known = msgspec.structs.replace(subscribed(("x", 7)), foreign=frozenset({"schema neon"}))
+    foreign = frozenset({"table neon.drop_subscriptions_done", "schema neon"})
+    known = msgspec.structs.replace(subscribed(("x", 7)), foreign=foreign)
     found = planned(known, branch())
     assert (found.operations, found.visits) == ((), ())
-    assert [refusal.subject for refusal in found.refusals] == ["the list of inherited subscriptions"]
+    assert [refusal.describe() for refusal in found.refusals] == [
+        (
+            "the list of inherited subscriptions: it cannot be kept: schema neon and table"
+            " neon.drop_subscriptions_done must belong to a superuser; give it to the administrator, or rename it"
+        )
+    ]
     assert planned(known, spec()).refusals == ()
 
 

@@ -62,6 +62,18 @@ def test_nothing_happens_at_a_step_that_is_not_armed(bench: Bench) -> None:
     steps.run("done")
 
 
+def test_a_job_can_tell_whether_its_step_is_armed(bench: Bench) -> None:
+    def look(cancellation: Cancellation) -> Message:
+        return Other(f"{cancellation.is_armed(HERE)} {cancellation.is_armed(Failpoint.LAUNCHED)}")
+
+    ref = bench.spawn(
+        "actor", Scripted(bench.recorder, {Note: lambda actor, _: actor.start_job("look", look)})
+    )
+    arm(bench, "pause")
+    ref.tell(Note("go"))
+    bench.wait(lambda: Other("True False") in bench.recorder.entries)
+
+
 def test_return_is_a_failure_like_any_other_as_often_as_was_said(bench: Bench) -> None:
     arm(bench, "2*return(no luck)->1*return")
     Steps(bench).run(

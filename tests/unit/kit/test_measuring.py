@@ -67,7 +67,9 @@ def test_a_slow_handler_is_logged_and_counted_and_a_fast_one_is_not(
 
 
 @pytest.mark.blocking_handlers
-def test_a_slow_start_counts_as_a_slow_handler(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_start_counts_as_a_slow_handler(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     fake = FakeTime()
 
     def begin(_: Scripted) -> None:
@@ -77,6 +79,7 @@ def test_a_slow_start_counts_as_a_slow_handler(bench: Bench, monkeypatch: pytest
     bench.spawn("actor", Scripted(bench.recorder, on_start=begin))
     monkeypatch.undo()
     assert bench.metrics.read(SLOW_HANDLERS) == {("actor",): 1.0}
+    assert "actor: slow handler: its start took 1000 ms" in caplog.messages
 
 
 @pytest.mark.blocking_handlers

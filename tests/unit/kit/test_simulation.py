@@ -2,11 +2,13 @@ import random
 from collections.abc import Callable
 
 import pytest
+from compute_node.actors.kit import simulated
 from compute_node.actors.kit.jobs import Blocked, Cancellation, Job
-from compute_node.actors.kit.simulated import SimulatedRuntime
-from compute_node.messages.base import Message
+from compute_node.actors.kit.simulated import EPOCH, NEAR_S, SimulatedRuntime
+from compute_node.messages.base import ActorUnavailableError, Message
+from compute_node.messages.lifecycle import ActorFailed
 
-from doubles.scripted import Answer, Note, Other, Question, Recorder, Scripted, SimulatedBench
+from doubles.scripted import Answer, Note, Other, Question, Recorder, Scripted, SimulatedBench, Watcher
 
 
 def busy_run(seed: int) -> tuple[list[str], list[object]]:
@@ -247,8 +249,9 @@ def test_what_happens_around_the_process_outlives_it_and_time_goes_on(simulation
     first.later(5, lambda: seen.append(second.clock.now()))
     first.advance(2)
     second = SimulatedRuntime(0, continuing=first)
+    second.later(1, lambda: seen.append(0))
     second.run()
-    assert seen == [1005.0]
+    assert seen == [0, 1005.0]
     assert second.clock is first.clock
     assert second.trace is not first.trace
 
@@ -273,6 +276,58 @@ def test_now_and_then_the_machine_stands_still_until_a_near_timer() -> None:
         stalled.append("<- timer" in bench.runtime.trace[0])
         assert bench.runtime.stalled_s == 0.5 or not stalled[-1]
     assert 0 < sum(stalled) < 150
+
+
+def test_standing_still_adds_up_and_ends_at_what_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "TIMER_CHANCE", 1.0)
+    assert with_a_timer(1, NEAR_S).runtime.stalled_s == NEAR_S
+    bench = SimulatedBench(seed=1)
+
+    def start(actor: Scripted) -> None:
+        actor.timers.after(0.25, Other("tick"))
+        actor.timers.after(1, Other("tack"))
+
+    bench.spawn("actor", Scripted(bench.recorder, on_start=start)).tell(Note("at once"))
+    bench.runtime.run()
+    assert bench.runtime.stalled_s == 1
+
+
+def test_time_that_passes_brings_what_happens_around_before_a_later_timer(simulation: SimulatedBench) -> None:
+    seen: list[float] = []
+
+    def start(actor: Scripted) -> None:
+        actor.timers.after(5, Note("tick"))
+
+    simulation.spawn("actor", Scripted(simulation.recorder, on_start=start))
+    simulation.runtime.later(1, lambda: seen.append(simulation.clock.now()))
+    simulation.runtime.advance(2)
+    assert seen == [1001.0]
+    assert simulation.recorder.texts == []
+
+
+def test_the_wall_clock_is_right_until_somebody_sets_it(simulation: SimulatedBench) -> None:
+    assert simulation.clock.wall() == EPOCH + simulation.clock.now()
+
+
+def test_deaths_are_told_to_the_supervisor_unless_somebody_else_is_named() -> None:
+    recorder = Recorder()
+
+    def die(*_: object) -> None:
+        raise ValueError
+
+    runtime = SimulatedRuntime(0)
+    runtime.spawn("supervisor", Watcher(recorder))
+    runtime.spawn("actor", Scripted(recorder, {Note: die})).tell(Note("go"))
+    runtime.run()
+    assert recorder.entries == [ActorFailed("actor", "ValueError")]
+    assert runtime.abandoned == []
+
+
+def test_a_stop_refuses_what_was_not_looked_at(simulation: SimulatedBench) -> None:
+    pending = simulation.spawn("actor", Scripted(simulation.recorder)).request(Question())
+    assert simulation.stop() == ()
+    with pytest.raises(ActorUnavailableError, match="actor: it was stopped"):
+        pending.get(0)
 
 
 def test_far_timers_wait_until_there_is_nothing_else_to_do() -> None:

@@ -119,6 +119,14 @@ def test_a_timed_out_ask_says_so_and_its_work_goes_on(threads: ThreadedBench) ->
     assert pending.get(WAIT_S) == Answer("late")
 
 
+def test_an_ask_waits_no_longer_than_it_says(threads: ThreadedBench) -> None:
+    kept: list[Replier[Answer]] = []
+    script: dict[Any, Any] = {Question: lambda actor, question: kept.append(actor.defer(question))}
+    ref = threads.spawn("actor", Scripted(threads.recorder, script))
+    with pytest.raises(AskTimeoutError, match=r"no answer to Question by actor within 0\.01 s"):
+        ref.ask(Question(), 0.01)
+
+
 def test_a_deferred_reply_answers_at_a_later_message(bench: Bench) -> None:
     kept: list[Replier[Answer]] = []
     script = {
@@ -178,7 +186,9 @@ def test_a_second_answer_is_the_death_of_the_actor_and_the_first_one_counts(benc
 
 def test_a_forgotten_reply_is_the_death_of_the_actor_and_its_asker_learns_it(bench: Bench) -> None:
     ref = bench.spawn("actor", Scripted(bench.recorder, {Question: lambda *_: None}))
-    with pytest.raises(ActorUnavailableError, match=r"actor failed: .* neither answered nor kept for later"):
+    with pytest.raises(
+        ActorUnavailableError, match=r"actor failed: .*Question was neither answered nor kept for later"
+    ):
         bench.result(ref.request(Question()))
     bench.wait(lambda: any(isinstance(entry, ActorFailed) for entry in bench.recorder.entries))
 
@@ -192,8 +202,15 @@ def test_only_the_request_that_is_being_handled_can_be_replied_to(bench: Bench) 
 
     ref = bench.spawn("actor", Scripted(bench.recorder, {Question: reply_to_an_old_one}))
     assert bench.result(ref.request(Question("1"))) == Answer("x")
-    with pytest.raises(ActorUnavailableError, match="is not the request that is being handled"):
+    with pytest.raises(ActorUnavailableError, match="Question is not the request that is being handled"):
         bench.result(ref.request(Question("2")))
+
+
+def test_an_actor_may_tell_itself(bench: Bench) -> None:
+    script = {Note: lambda actor, _: actor.myself.tell(Other("later"))}
+    bench.spawn("actor", Scripted(bench.recorder, script)).tell(Note("first"))
+    bench.wait(lambda: len(bench.recorder.entries) == 2)
+    assert bench.recorder.entries == [Note("first"), Other("later")]
 
 
 def test_an_absent_actor_is_unavailable_at_once(bench: Bench) -> None:

@@ -151,6 +151,20 @@ def test_a_cancelled_timer_is_not_delivered(simulation: SimulatedBench) -> None:
     assert simulation.recorder.texts == ["end"]
 
 
+def test_no_time_passes_for_a_cancelled_timer_nor_for_one_that_never_comes(
+    simulation: SimulatedBench,
+) -> None:
+    def start(actor: Scripted) -> None:
+        actor.timers.after(60, Note("cancelled")).cancel()
+        actor.timers.after(math.inf, Note("never"))
+
+    simulation.spawn("actor", Scripted(simulation.recorder, on_start=start))
+    began = simulation.clock.now()
+    simulation.runtime.run()
+    assert simulation.clock.now() == began
+    assert simulation.recorder.texts == []
+
+
 def test_a_timer_that_is_cancelled_while_its_message_waits_is_not_delivered(bench: Bench) -> None:
     guards: list[Guard] = []
 

@@ -14,7 +14,7 @@ from compute_node.messages.metrics import ACTOR_FAILURES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.scripted import WAIT_S, Note, Other, Question, Scripted, ThreadedBench, Watcher
+from doubles.scripted import WAIT_S, Note, Other, Question, Scripted, SimulatedBench, ThreadedBench, Watcher
 from fix_postgres import wait_until
 
 LIMIT_S = 15.0
@@ -38,6 +38,21 @@ def test_an_actor_at_rest_never_hangs_and_a_quick_one_neither(looks: list[tuple[
             pulse, began_s = pulse + steps, now_s
         hung = watchdog.hung({"a": pulse}, now_s, LIMIT_S)
         assert bool(hung) == (pulse % 2 == 1 and now_s - began_s > LIMIT_S)
+
+
+def test_a_pulse_is_odd_at_work_and_never_the_same_again() -> None:
+    bench = SimulatedBench(seed=1)
+    pulses: list[int] = []
+
+    def look(*_: object) -> None:
+        pulses.append(bench.runtime.cell("actor").pulse)
+
+    ref = bench.spawn("actor", Scripted(bench.recorder, {Note: look}, on_start=look))
+    for _ in range(2):
+        ref.tell(Note("look"))
+    bench.runtime.run()
+    assert pulses == [1, 3, 5]
+    assert bench.runtime.cell("actor").pulse == 6
 
 
 def test_stacks_name_each_thread_and_where_it_is() -> None:
