@@ -46,7 +46,7 @@ LOG_FAULTS = (
 
 def spec(**changes: Any) -> dict[str, Any]:
     """A small spec, as JSON; the keywords replace its fields, `cluster` is merged. Full of canary secrets."""
-    cluster = {"roles": [], "databases": [], "settings": SMALL} | changes.pop("cluster", {})
+    cluster = {"roles": [], "databases": [], "settings": list(SMALL)} | changes.pop("cluster", {})
     cluster["roles"] = [*cluster["roles"], *canaries.roles()]
     document = {"format_version": 1.0, "suspend_timeout_seconds": -1, "cluster": cluster}
     return document | canaries.fields() | changes

@@ -1,8 +1,9 @@
 """The caches of real servers: what is saved is back after a restart, and nobody else notices."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -197,20 +198,29 @@ def test_a_standby_is_warmed_by_its_primarys_state_where_the_extension_came_with
     )
 
 
-def at_work(cluster: Cluster, until: threading.Event) -> threading.Thread:
-    """Let a session of a user be at work until the event."""
+@contextlib.contextmanager
+def at_work(cluster: Cluster) -> Iterator[None]:
+    """Let a session of a user be at work meanwhile."""
 
     def work() -> None:
         keywords: dict[str, Any] = params(cluster.target, application_name="user")
-        with psycopg.connect(autocommit=True, **keywords) as connection:
-            while not until.is_set():
-                connection.execute("SELECT pg_sleep(0.2)")
+        with (
+            contextlib.suppress(psycopg.OperationalError),
+            psycopg.connect(autocommit=True, **keywords) as connection,
+        ):
+            connection.execute("SELECT pg_sleep(300)")
 
     thread = threading.Thread(target=work)
     thread.start()
     at_work_now = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'user' AND state = 'active'"
     wait_until(lambda: cluster.query(at_work_now), "the user is at work")
-    return thread
+    try:
+        yield
+    finally:
+        cluster.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'user'"
+        )
+        thread.join()
 
 
 @pytest.mark.slow
@@ -223,7 +233,7 @@ def test_while_users_work_a_prewarm_pauses_and_it_is_cancelled_within_a_second_t
     restart(postgres)
     monkeypatch.setattr(buffers, "TELL_S", 0.0)
     monkeypatch.setattr("compute_node.actors.lfc_manager.blocks.BUSY_MIN_PAUSE_S", 1.0)
-    cancellation, over = Cancellation(), threading.Event()
+    cancellation = Cancellation()
     cancelled_s = 0.0
 
     def once_it_has_begun(counts: Counts) -> None:
@@ -232,13 +242,8 @@ def test_while_users_work_a_prewarm_pauses_and_it_is_cancelled_within_a_second_t
             cancelled_s = time.monotonic()
             threading.Timer(0.1, cancellation.request).start()
 
-    user = at_work(postgres, over)
-    try:
-        with pytest.raises(CancelledError):
-            load(postgres, state, cancellation, once_it_has_begun)
-    finally:
-        over.set()
-        user.join()
+    with at_work(postgres), pytest.raises(CancelledError):
+        load(postgres, state, cancellation, once_it_has_begun)
     assert time.monotonic() - cancelled_s < 6, "a second is the promise, and the machine may be slow"
     ours = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'compute_ctl:apply_config'"
     wait_until(lambda: not postgres.query(ours), "no session of ours is left")

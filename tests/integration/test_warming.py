@@ -2,10 +2,13 @@
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from compute_node.actors.kit.jobs import Cancellation
+from compute_node.actors.postgres_process import readiness
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.actors.postgres_process.work import Work
@@ -72,6 +75,29 @@ def _no_initdb(*_: object, **__: object) -> None:
     raise SourceError(msg)
 
 
+@pytest.fixture
+def lasting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Postgres that warms the memory is never found ready, and runs until it is broken off."""
+
+    wait = readiness.wait
+
+    def not_there(
+        pgdata: str,
+        pid: int,
+        has_exited: Callable[[], bool],
+        limit_s: float | None,
+        cancellation: Cancellation,
+    ) -> bool:
+        if ".warmup/" not in pgdata:
+            return wait(pgdata, pid, has_exited, limit_s, cancellation)
+        cancellation.wait(LIMIT_S)
+        cancellation.check()
+        return False
+
+    monkeypatch.setattr(readiness, "wait", not_there)
+
+
+@pytest.mark.usefixtures("lasting")
 @pytest.mark.parametrize("program", ["initdb", "postgres"])
 def test_a_spec_that_comes_meanwhile_breaks_it_off_and_is_served(
     make_process: MakeProcess, binaries15: Binaries, program: str
@@ -96,6 +122,7 @@ def _runs(folder: Path, program: str) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("lasting")
 def test_a_stop_meanwhile_leaves_nothing_of_it(make_process: MakeProcess, binaries15: Binaries) -> None:
     process = make_process(binaries15)
     begin(process)
