@@ -6,6 +6,7 @@ catalogs of users. A standby takes no new functions, so there the extensions mus
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -174,7 +175,8 @@ class _Load:
         self._total = total
         self._room = room
         self._progress = progress
-        self._told_s = self._looked_s = asyncio.get_running_loop().time()
+        self._told_s = asyncio.get_running_loop().time()
+        self._looked_s = -math.inf
         self._busy = False
         self._pace = Pace()
         self.prewarmed = 0
