@@ -451,7 +451,8 @@ class _Turn:
         self.do(StartPrewarm(warming.number, place))
 
     def retry(self, message: PrewarmRetry) -> None:
-        if self.state.warming is not None and self.state.warming.number == message.number:
+        state = self.state
+        if state.warming is not None and state.warming.number == message.number and state.saving is None:
             self._start_prewarm()
 
     def _cancel_prewarm(self) -> None:

@@ -285,7 +285,7 @@ def test_a_read_only_node_comes_up_from_storage_again_and_again(
     document = stored(storage, node.postgres_port, sockets, mode=mode)
     storage.server.faults = WireFaults(connections=1, cut_at=len(storage.archive) // 2)
     node.run(document)
-    assert "Failed to get basebackup: basebackup@" in node.log
+    wait_until(lambda: "Failed to get basebackup: basebackup@" in node.log, "the log says so")
     assert node.query("SELECT pg_is_in_recovery()") == [(True,)]
     stages = node.call("GET", "/metrics.json").body
     assert stages["basebackup_bytes"] == len(storage.archive)

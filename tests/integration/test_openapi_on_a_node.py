@@ -35,6 +35,12 @@ include-path = "/plan"
 checks.positive_data_acceptance.expected-statuses = [200, 400, 412, 422]
 phases.coverage.enabled = %s
 
+[[operations]]  # what no schema says, and a node that is no replica: 500, as with the counterpart
+include-path = "/promote"
+checks.positive_data_acceptance.expected-statuses = [200, 400, 412, 422, 500]
+checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 500]
+phases.coverage.enabled = %s
+
 [[operations]]  # databases, roles and extensions that are not there: 500, as with the counterpart
 include-path-regex = "^/(extensions|grants)$"
 checks.positive_data_acceptance.expected-statuses = [201, 422, 500]
@@ -52,7 +58,7 @@ def schemathesis(node: Node, *arguments: str, internal: bool) -> None:
     served.write_text(json.dumps(document))
     port = node.internal_port if internal else node.external_port
     config = node.folder / "schemathesis.toml"
-    config.write_text(CONFIG % (("false" if EXAMPLES is None else "true",) * 2))
+    config.write_text(CONFIG % (("false" if EXAMPLES is None else "true",) * 3))
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "st"),
