@@ -295,6 +295,13 @@ def test_the_folder_is_inspected_before_anything_is_served() -> None:
     assert life.told == [(POSTGRES, InspectPgdata())]
 
 
+def test_a_second_inspection_changes_nothing() -> None:
+    life = running()
+    before = life.state
+    life.hear(PgdataInspected(PgdataKind.ABSENT))
+    assert (life.state, life.effects) == (before, [])
+
+
 def test_a_refused_folder_ends_the_node_at_once_and_serves_nothing() -> None:
     life = Life()
     waiter = life.hear(AwaitExit())
@@ -819,6 +826,40 @@ def test_whatever_happens_to_the_checkpoint_the_stop_comes_once_and_within_the_b
     assert stops[0].budget_s < 25.0 - 3.0
     life.hear(CheckpointEnded(), CheckpointOverdue())
     assert [told for _, told in life.told if isinstance(told, StopPostgres)] == stops
+
+
+def test_the_checkpoint_is_not_waited_for_beyond_its_limit_and_a_grace() -> None:
+    life = checkpointing()
+    limit_s = life.last(Checkpoint).limit_s
+    overdue = life.reminder(CheckpointOverdue)
+    assert overdue is not None
+    assert limit_s < overdue < limit_s + 2
+    life.hear(CheckpointEnded())
+    assert Never(CheckpointOverdue) in life.effects
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(None, []), ("it was lost", ["no checkpoint before the stop: it was lost"])]
+)
+def test_a_checkpoint_that_could_not_be_written_is_told_once(error: str | None, said: list[str]) -> None:
+    life = checkpointing()
+    life.hear(CheckpointEnded(error))
+    assert [effect.text for effect in life.effects if isinstance(effect, Log)] == said
+    life.hear(CheckpointEnded(error))
+    assert [effect.text for effect in life.effects if isinstance(effect, Log)] == []
+
+
+def test_a_checkpoint_gets_a_fifth_of_the_budget_if_that_is_a_second() -> None:
+    life = running(stop_timeout_s=5.0)
+    life.hear(Terminate(FAST))
+    assert life.last(Checkpoint).limit_s == 1.0
+
+
+def test_a_stop_after_a_checkpoint_that_took_everything_has_a_moment_still() -> None:
+    life = checkpointing()
+    life.now_s += 60.0
+    life.hear(CheckpointOverdue())
+    assert life.last(StopPostgres).budget_s < 1.0
 
 
 def test_a_second_termination_fast_waits_for_the_same_checkpoint() -> None:
