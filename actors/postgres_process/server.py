@@ -98,11 +98,11 @@ class Server(Port):
         self._keeps = False
         self._built = False
         self._tamed: str | None = None
+        """What is to stay of ALTER SYSTEM's file; None: all of it."""
         self._in_force: ComputeSpec | None = None
         """Whose configuration was written last."""
         self._clean_branch: str | None = None
         """The branch of which no inherited subscription is left."""
-        """What is to stay of ALTER SYSTEM's file; None: all of it."""
         self._postmaster: Postmaster | None = None
         self._launched_wall_s = 0.0
         self._socket_folder: str | None = None
