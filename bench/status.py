@@ -21,6 +21,7 @@ import psycopg
 from compute_node.bench import rig
 from compute_node.bench.rig import ROUNDS, Row, table
 from compute_node.cli import keys
+from psycopg import sql
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ROUND_S: Final = 2.0
@@ -275,7 +276,7 @@ def held(postgres: int, role: str) -> Iterator[None]:
     """Keep everybody else who would create this role waiting."""
     connstr = f"postgresql://cloud_admin@127.0.0.1:{postgres}/postgres"
     with psycopg.connect(connstr) as connection:
-        connection.execute(f'CREATE ROLE "{role}"'.encode())
+        connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
         try:
             yield
         finally:

@@ -60,8 +60,10 @@ UNDISTURBED_OPTIONS: Final = (
 )
 """For sessions that change something, whatever users have set for databases and roles, and made in them."""
 EVENT_TRIGGERS_OFF: Final = "event_triggers=off"
+SET_EVENT_TRIGGERS_OFF: Final = b"SET event_triggers = off"
+"""The same for a connection that is open before the version is known."""
 EVENT_TRIGGERS_SINCE: Final = 170000
-"""The version of Postgres that knows the option above."""
+"""The version of Postgres that knows them."""
 
 CANCEL_GRACE_S: Final = 0.4
 """How long a cancelled task may take to cancel its statement in the server before it is cut off."""

@@ -30,9 +30,9 @@ from ...messages.clerk import (
 from ...messages.secret import Secret
 from ...postgres.asking import Row, StatementError, ask
 from ...postgres.connection import (
-    EVENT_TRIGGERS_OFF,
     EVENT_TRIGGERS_SINCE,
     QUIET_OPTIONS,
+    SET_EVENT_TRIGGERS_OFF,
     UNDISTURBED_OPTIONS,
     Target,
     connect,
@@ -252,8 +252,7 @@ async def _insights(connection: Connection, ours: str) -> Insights:
 async def _change(connection: Connection, query: InstallExtension | SetGrants) -> Done:
     """Do it, again if somebody who does the same was in the way."""
     if connection.pgconn.server_version >= EVENT_TRIGGERS_SINCE:
-        name, _, value = EVENT_TRIGGERS_OFF.partition("=")
-        await ask(connection, b"SELECT pg_catalog.set_config($1, $2, false)", [name.encode(), value.encode()])
+        await ask(connection, SET_EVENT_TRIGGERS_OFF)
     for attempt in range(1, ATTEMPTS + 1):
         if isinstance(query, InstallExtension):
             statement = await _installation(connection, query)

@@ -24,6 +24,7 @@ from ...postgres.connection import (
     EVENT_TRIGGERS_OFF,
     EVENT_TRIGGERS_SINCE,
     QUIET_OPTIONS,
+    SET_EVENT_TRIGGERS_OFF,
     UNDISTURBED_OPTIONS,
     Target,
     connect,
@@ -86,8 +87,6 @@ OPTIONS: Final = (
 MAINTENANCE_OPTIONS: Final = (*OPTIONS, "neon.forward_ddl=false")
 READ_ONLY: Final = "default_transaction_read_only=on"
 OPTIONS_OF_17: Final = (EVENT_TRIGGERS_OFF, "transaction_timeout=0")
-SETTINGS_OF_17: Final = b"SET event_triggers = off"
-"""For the connection that is open before the version is known."""
 
 TRANSIENT: Final = frozenset({b"55P03", b"40P01", b"40001", b"55006", b"XX000"})
 """Lock timeout, deadlock, serialisation, object in use, and `tuple concurrently updated`."""
@@ -194,7 +193,7 @@ class PostgresSession(Session):
                 catalog = msgspec.structs.replace(catalog, drift=read_drift(drift))
             if catalog.server_version >= EVENT_TRIGGERS_SINCE:
                 self._visit_options = (*OPTIONS, *OPTIONS_OF_17)
-                await _ask(connection, ((SETTINGS_OF_17, ()),))
+                await _ask(connection, ((SET_EVENT_TRIGGERS_OFF, ()),))
             if has_mark(catalog):
                 (mark,) = await _ask(connection, (MARK_QUESTION,))
                 catalog = msgspec.structs.replace(catalog, mark=read_mark(mark))

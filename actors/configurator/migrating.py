@@ -10,8 +10,8 @@ from psycopg.rows import TupleRow
 
 from ...messages.failpoints import Failpoint, FailpointError
 from ...postgres.connection import (
-    EVENT_TRIGGERS_OFF,
     EVENT_TRIGGERS_SINCE,
+    SET_EVENT_TRIGGERS_OFF,
     Target,
     connect,
     parse_connstr,
@@ -77,7 +77,7 @@ async def _run(
 ) -> MigrationReport:
     version = connection.pgconn.server_version
     if version >= EVENT_TRIGGERS_SINCE:
-        await connection.execute(f"SET {EVENT_TRIGGERS_OFF}".encode())
+        await connection.execute(SET_EVENT_TRIGGERS_OFF)
     done = await _prepare(connection, administrator)
     for step in due(done, version, privileged_role):
         cancellation.check()

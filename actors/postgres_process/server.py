@@ -163,13 +163,13 @@ class Server(Port):
         self._warms = False
         """The folder for warming is there, and ours."""
         self._tamed: str | None = None
+        """What is to stay of ALTER SYSTEM's file; None: all of it."""
         self._start_lsn = 0
         """Where a base backup is to begin; 0: at the latest."""
         self._in_force: ComputeSpec | None = None
         """Whose configuration was written last."""
         self._clean_branch: str | None = None
         """The branch of which no inherited subscription is left."""
-        """What is to stay of ALTER SYSTEM's file; None: all of it."""
         self._postmaster: Postmaster | None = None
         self._launched_wall_s = 0.0
         self._socket_folder: str | None = None

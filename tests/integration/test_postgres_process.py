@@ -606,6 +606,7 @@ def test_a_volume_that_vanishes_while_it_runs_is_told_and_nothing_is_written_in_
         failed = process.install(fast_spec(text("work_mem", "5MB")))
         assert isinstance(failed, ConfigurationInstallFailed)
         assert "No such file" in failed.error
+        assert str(mount_point / OVERRIDE_FILE) in failed.error
         process.stop()
         assert list(mount_point.iterdir()) == []
     finally:  # what the fixture undoes
