@@ -282,10 +282,12 @@ def test_a_read_only_node_comes_up_from_storage_again_and_again(
     mode: Any, storage: Pageserver, make_node: MakeNode, binaries15: Binaries, sockets: Path
 ) -> None:
     node = make_node(binaries15, "--source", "pageserver")
-    document = stored(storage, node.postgres_port, sockets, mode=mode)
-    storage.server.faults = WireFaults(connections=1, cut_at=len(storage.archive) // 2)
-    node.run(document)
-    wait_until(lambda: "Failed to get basebackup: basebackup@" in node.log, "the log says so")
+    node.write_config(stored(storage, node.postgres_port, sockets, mode=mode))
+    storage.server.faults = WireFaults(cut_at=len(storage.archive) // 2)
+    node.start()
+    wait_until(lambda: "Failed to get basebackup: basebackup@" in node.log, "the log says so", 30.0)
+    storage.server.faults = WireFaults()
+    node.await_status("running")
     assert node.query("SELECT pg_is_in_recovery()") == [(True,)]
     stages = node.call("GET", "/metrics.json").body
     assert stages["basebackup_bytes"] == len(storage.archive)
