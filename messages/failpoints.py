@@ -59,6 +59,7 @@ class Failpoint(Enum):
         "compute-migration",
         "a migration is done and not yet counted; `return(<n>)` fails the one of that number only",
     )
+    PROMOTION = "compute-promotion", "a standby has caught up, and has loaded what it needs as a primary"
     OBSERVE = "observe", "the monitor is to look at Postgres"
     REREAD = "reread", "the configuration file is to be read again"
     HTTP_BOUND = "http-bound", "both servers hold their ports"

@@ -1,6 +1,7 @@
 """A PostgresProcess with its real port, and a Supervisor that only records what it is told."""
 
 import contextlib
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,6 +266,21 @@ def make_process(
     secrecy.judge()
 
 
+@pytest.fixture
+def mount_point(postgres_folder: Path) -> Iterator[Path]:
+    """A small file system of its own; needs root."""
+    pgdata = postgres_folder / "pgdata"
+    pgdata.mkdir()
+    done = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", pgdata], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        pgdata.rmdir()
+        pytest.skip(f"mounting is not allowed here: {done.stderr.decode().strip()}")
+    yield pgdata
+    subprocess.run(["/bin/umount", pgdata], check=True)
+
+
 def in_thread(work: Callable[[], object]) -> threading.Thread:
     """Start work on a thread."""
     thread = threading.Thread(target=work, daemon=True)
@@ -293,4 +309,13 @@ def snapshot(folder: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-__all__ = ["Cancellation", "MakeProcess", "Process", "fast_spec", "make_process", "snapshot", "text"]
+__all__ = [
+    "Cancellation",
+    "MakeProcess",
+    "Process",
+    "fast_spec",
+    "make_process",
+    "mount_point",
+    "snapshot",
+    "text",
+]

@@ -62,8 +62,8 @@ class Paths(msgspec.Struct, frozen=True):
 
     @property
     def warmup(self) -> str:
-        """Where an empty node runs the Postgres that warms its memory; never in a mount point."""
-        return f"{self.pgdata}{WARMUP}"
+        """Where an empty node runs the Postgres that warms its memory."""
+        return self._named(WARMUP)
 
     @property
     def placing(self) -> str:

@@ -20,7 +20,7 @@ PLACING: Final = ".placing"
 WARMUP: Final = ".warmup"
 TEMPORARY: Final = ".compute_node-"
 """How the names of files begin that we are still writing."""
-OWN_NAMES: Final = frozenset({TOKEN, MARKER, BUILDING, OLD, PLACING})
+OWN_NAMES: Final = frozenset({TOKEN, MARKER, BUILDING, OLD, PLACING, WARMUP})
 MAX_ASIDE: Final = 5
 """How many folders are kept aside; the next one is refused, so that a loop cannot fill the disk."""
 

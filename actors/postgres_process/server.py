@@ -238,7 +238,7 @@ class Server(Port):
     def _clear_warmup(self, cancellation: Cancellation) -> None:
         """Remove what a killed life was warming with."""
         place = self._paths.warmup
-        if self._paths.is_mount or self._warmup_is_taken():
+        if self._warmup_is_taken():
             return
         orphans.end((place, f"{place}/data"), cancellation)
         folder.remove(place)
@@ -546,8 +546,8 @@ class Server(Port):
     def warm(self, cancellation: Cancellation) -> None:
         from . import warming
 
-        if self._paths.is_mount or self._warmup_is_taken():
-            log.info("the memory is not warmed: there is no place for it beside %s", self._pgdata)
+        if self._warmup_is_taken():
+            log.info("the memory is not warmed: somebody else has put something at %s", self._paths.warmup)
             return
         self._require_space()
         log.info("prewarming VM memory")
@@ -555,6 +555,8 @@ class Server(Port):
         quiet = Cancellation()  # a failpoint of the start that follows is not for this
         cancellation.on_request(quiet.request)
         self._warms = True
+        if not os.path.lexists(f"{self._pgdata}/{TOKEN}"):
+            self._claim_mount()
         folder.remove(place)
         folder.make_folder(place, self._account)
         folder.seal(place, TOKEN, self._seal(), self._account, sync=False)
@@ -579,6 +581,7 @@ class Server(Port):
         self._template = None
         if self._warms:
             folder.remove(self._paths.warmup)
+            self._give_mount_back()
             self._warms = False
 
     # --- Preparing
@@ -601,9 +604,7 @@ class Server(Port):
         self._built = True
         try:
             folder.remove(paths.building)
-            if paths.is_mount:
-                folder.own(paths.pgdata, self._account)
-                folder.seal(paths.pgdata, TOKEN, seal, self._account)
+            self._claim_mount()
             folder.make_folder(paths.building, self._account)
             if not paths.is_mount:
                 folder.seal(paths.building, TOKEN, seal, self._account)
@@ -656,6 +657,7 @@ class Server(Port):
                 user,
                 env,
                 before_copying=self._make_room,
+                metrics=self._metrics,
             )
         if self._template is not None:
             return TemplateSource(self._template)
@@ -695,9 +697,19 @@ class Server(Port):
             return
         segments.remove_of((self._paths.built,))
         folder.remove(self._paths.building)
+        self._give_mount_back()
+        self._built = False
+
+    def _claim_mount(self) -> None:
+        """Let the token stand in a mount point before anything else does: without it the next start calls that foreign."""
+        if self._paths.is_mount:
+            folder.own(self._pgdata, self._account)
+            folder.seal(self._pgdata, TOKEN, self._seal(), self._account)
+
+    def _give_mount_back(self) -> None:
+        """Leave a mount point empty in which nothing of ours has come to be."""
         if self._paths.is_mount and os.listdir(self._pgdata) == [TOKEN]:  # noqa: PTH208 - names, not paths
             Path(self._pgdata, TOKEN).unlink()
-        self._built = False
 
     # --- Launching
 
@@ -886,6 +898,7 @@ class Server(Port):
             if standby and not self._is_plain:
                 self._install(spec, cancellation)
             if standby:
+                cancellation.reach(Failpoint.PROMOTION)
                 promoting.promote(self._target, cancellation)
             promoting.see_that_it_writes(self._target, cancellation)
         except BaseException:

@@ -17,7 +17,7 @@ from fix_postgres import (
     templates,
     temporary,
 )
-from fix_process import make_process
+from fix_process import make_process, mount_point
 
 __all__ = [
     "account",
@@ -28,6 +28,7 @@ __all__ = [
     "free_port",
     "make_node",
     "make_process",
+    "mount_point",
     "nothing_is_left",
     "own_shared_memory",
     "postgres_folder",

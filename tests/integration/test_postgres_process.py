@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -552,21 +552,6 @@ def test_an_interrupted_replacement_is_finished_at_the_next_start(
     assert {path.name for path in again.pgdata.parent.iterdir()} == {"pgdata", "pgdata.lock"}
     again.prepare()
     assert isinstance(again.launch(), PostgresReady)
-
-
-@pytest.fixture
-def mount_point(postgres_folder: Path) -> Iterator[Path]:
-    """A small file system of its own; needs root."""
-    pgdata = postgres_folder / "pgdata"
-    pgdata.mkdir()
-    done = subprocess.run(
-        ["/bin/mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", pgdata], capture_output=True, check=False
-    )
-    if done.returncode != 0:
-        pgdata.rmdir()
-        pytest.skip(f"mounting is not allowed here: {done.stderr.decode().strip()}")
-    yield pgdata
-    subprocess.run(["/bin/umount", pgdata], check=True)
 
 
 def test_a_mount_point_is_filled_kept_rebuilt_and_never_renamed(

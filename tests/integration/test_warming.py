@@ -9,6 +9,7 @@ import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
 from compute_node.actors.postgres_process import readiness
+from compute_node.actors.postgres_process.pgdata import TOKEN
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.actors.postgres_process.work import Work
@@ -32,10 +33,11 @@ def warmup(process: Process) -> Path:
     return Path(f"{process.pgdata}.warmup")
 
 
-def begin(process: Process) -> None:
+def begin(process: Process, place: Path | None = None) -> None:
     process.inspect()
     process.ref.tell(WarmMemory())
-    wait_until(lambda: Work.WARM in process.actor.state.work or warmup(process).exists(), "it has begun")
+    place = place or warmup(process)
+    wait_until(lambda: Work.WARM in process.actor.state.work or place.exists(), "it has begun")
 
 
 def warmed(process: Process) -> bool:
@@ -130,6 +132,43 @@ def test_a_stop_meanwhile_leaves_nothing_of_it(make_process: MakeProcess, binari
     process.tell(StopPostgres(20.0), PostgresStopped)
     assert not warmup(process).exists()
     assert not _runs(warmup(process), "postgres")
+
+
+def in_mount(mount_point: Path) -> list[str]:
+    return sorted(path.name for path in mount_point.iterdir())
+
+
+@pytest.mark.usefixtures("lasting")
+def test_in_a_mount_point_a_stop_meanwhile_leaves_it_empty(
+    mount_point: Path, make_process: MakeProcess, binaries15: Binaries
+) -> None:
+    process = make_process(binaries15)
+    begin(process, mount_point / ".warmup")
+    wait_until(lambda: _runs(mount_point / ".warmup", "postgres"), "its Postgres runs", LIMIT_S)
+    process.tell(StopPostgres(20.0), PostgresStopped)
+    assert in_mount(mount_point) == []
+
+
+def test_in_a_mount_point_it_lies_in_the_folder_is_cleared_away_after_a_kill_and_is_taken_over(
+    mount_point: Path, make_process: MakeProcess, binaries15: Binaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = make_process(binaries15)
+    begin(process, mount_point / ".warmup")
+    wait_until(lambda: warmed(process), "the memory is warm", LIMIT_S)
+    assert in_mount(mount_point) == [".warmup", TOKEN]
+    process.abandon()
+    again = make_process(binaries15)
+    again.inspect()
+    assert in_mount(mount_point) == [TOKEN]
+    begin(again, mount_point / ".warmup")
+    wait_until(lambda: warmed(again), "the memory is warm again", LIMIT_S)
+    made = identifier(binaries15, mount_point / ".warmup" / "template")
+    monkeypatch.setattr(InitdbSource, "build", _no_initdb)
+    assert isinstance(again.prepare(), PgdataPrepared)
+    again.launch()
+    assert again.query("SELECT 1") == [(1,)]
+    assert identifier(binaries15, mount_point) == made
+    assert ".warmup" not in in_mount(mount_point)
 
 
 def test_what_a_killed_node_was_warming_with_is_cleared_away_by_the_next_and_a_strangers_is_not(

@@ -26,8 +26,11 @@ class Progress:
         self._began_s = self._said_s = now()
         self._shown_s = 0.0
 
-    def __call__(self, received: int, unpacked: int, total: int | None = None) -> None:
-        """Take the sizes so far, in bytes; `total` is what `received` will be, where that is known."""
+    def __call__(self, received: int, unpacked: int | None = None, total: int | None = None) -> None:
+        """Take the sizes so far, in bytes.
+
+        `unpacked` is what has been made of it, where that differs; `total` is what `received` will be, where that is known.
+        """
         if self._metrics is not None:
             self._metrics.set(BASEBACKUP_RECEIVED, received)
         now_s = self._now()
@@ -40,11 +43,12 @@ class Progress:
             BAR.info("%s %s %s", self._what, bar(received, total, now_s), sizes)
 
 
-def amount(received: int, unpacked: int, elapsed_s: float, total: int | None = None) -> str:
+def amount(received: int, unpacked: int | None, elapsed_s: float, total: int | None = None) -> str:
     """Say how much has come, what it is unpacked, and how fast it comes."""
     of_all = "" if total is None else f" of {total / 1e6:.1f}"
+    as_files = "" if unpacked is None else f", {unpacked / 1e6:.1f} MB unpacked"
     speed = received / 1e6 / elapsed_s if elapsed_s > 0 else 0.0
-    return f"{received / 1e6:.1f}{of_all} MB received, {unpacked / 1e6:.1f} MB unpacked, {speed:.1f} MB/s"
+    return f"{received / 1e6:.1f}{of_all} MB received{as_files}, {speed:.1f} MB/s"
 
 
 def bar(received: int, total: int | None, now_s: float) -> str:

@@ -16,18 +16,20 @@ from ....postgres.binaries import Binaries
 from ....postgres.passwords import PASSFILE, password_file
 from ....postgres.upstream import Upstream, parse
 from ...kit.jobs import Cancellation
+from ...kit.metrics import Metrics
 from ...kit.programs import Program, ProgramError, Result, Starter, listen
 from .. import folder
 from ..checking import AUTO_CONF
 from ..pgdata import OWN_NAMES, STANDBY_SIGNAL
 from . import Source, SourceError
+from .progress import Progress
 
 PROBE_TIMEOUT_S: Final = 60.0
 SILENCE_S: Final = 600.0
 """How long pg_basebackup may get nothing, the checkpoint of the primary included."""
-PROGRESS_EVERY_S: Final = 10.0
 
 _PROGRESS: Final = re.compile(rb"(\d+)/(\d+) kB")
+_MAX_LINE: Final = 4096
 _NO_REASON: Final = re.compile(
     r"removing (?:contents of )?(?:data|WAL) directory|child (?:process|thread) exited"
 )
@@ -72,6 +74,7 @@ class UpstreamSource(Source):
         env: Mapping[str, str],
         *,
         before_copying: Callable[[], None],
+        metrics: Metrics | None = None,
     ) -> None:
         self._binaries = binaries
         self._starter = starter
@@ -79,6 +82,7 @@ class UpstreamSource(Source):
         self._superuser = superuser
         self._env = {**env, "LC_ALL": "C"}
         self._before_copying = before_copying
+        self.metrics = metrics
 
     @override
     def build(
@@ -157,7 +161,8 @@ class _Copy:
         self._slot = slot
         self._descriptor = descriptor
         self._cancellation = cancellation
-        self._said_s = cancellation.now()
+        self._progress = Progress("base backup", cancellation.now, source.metrics)
+        self._line = b""
         self.size = 0
         """Bytes that were copied."""
 
@@ -208,6 +213,7 @@ class _Copy:
     def make(self, copy: str, *, sync: bool) -> None:
         """Make a complete standby in that folder."""
         _remove(Path(copy))
+        self._progress(0)
         slot = () if self._slot is None else ("-S", self._slot)
         command = (
             *("pg_basebackup", "-D", copy, "-d", self._upstream.conninfo(), "--no-password"),
@@ -230,12 +236,11 @@ class _Copy:
         self._source.finish(copy, sync=sync)
 
     def _heard(self, output: bytes) -> None:
-        if (seen := progress(output)) is None:
-            return
-        self.size = seen[0]
-        if (now_s := self._cancellation.now()) >= self._said_s + PROGRESS_EVERY_S:
-            self._said_s = now_s
-            log.info("copied %d of about %d MB from the upstream", seen[0] >> 20, seen[1] >> 20)
+        lines, _, line = (self._line + output).replace(b"\r", b"\n").rpartition(b"\n")
+        self._line = line[-_MAX_LINE:]
+        if (seen := progress(lines)) is not None:
+            self.size, total = seen
+            self._progress(self.size, total=total)
 
     def _ask(self, *questions: str, **changes: str) -> Result:
         commands = [part for question in questions for part in ("-c", question)]

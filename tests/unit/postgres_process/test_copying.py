@@ -5,14 +5,23 @@ from pathlib import Path
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
+from compute_node.actors.kit.metrics import Metrics
 from compute_node.actors.kit.programs import Starter
 from compute_node.actors.postgres_process.control import at_least
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN
 from compute_node.actors.postgres_process.sources import SourceError
-from compute_node.actors.postgres_process.sources.upstream import UpstreamSource, is_permanent, progress
+from compute_node.actors.postgres_process.sources.progress import BAR
+from compute_node.actors.postgres_process.sources.upstream import (
+    UpstreamSource,
+    _Copy,
+    is_permanent,
+    progress,
+)
+from compute_node.messages.metrics import BASEBACKUP_RECEIVED
 from compute_node.messages.postgres import PgdataStages
 from compute_node.messages.secret import Secret
 from compute_node.postgres.binaries import Binaries
+from compute_node.postgres.upstream import parse
 
 from doubles import canaries
 from doubles.specs import a_spec
@@ -25,7 +34,7 @@ COPY = """#!/bin/sh
 echo "$@" >> {calls}
 while [ "$1" != -D ]; do shift; done
 mkdir "$2" && touch "$2/PG_VERSION" "$2/compute_node.token.json" "$2/compute_node.complete.json"
-mkdir "$2/.building"
+mkdir "$2/.building" "$2/.warmup"
 echo 'work_mem = 1' > "$2/postgresql.auto.conf"
 {then}
 """
@@ -40,6 +49,7 @@ class Programs:
         self.target = folder / "building" / "data"
         self.target.parent.mkdir()
         self.room_made = 0
+        self.metrics = Metrics()
         self.write("psql", '#!/bin/sh\ncase "$*" in *server_version_num*) echo 150018;; *) exit 1;; esac\n')
 
     def write(self, name: str, text: str) -> None:
@@ -62,6 +72,7 @@ class Programs:
             "cloud_admin",
             {"PATH": "/usr/bin:/bin"},
             before_copying=self._make_room,
+            metrics=self.metrics,
         )
         return source.build(str(self.target), SPEC, cancellation or Cancellation(), sync=False)
 
@@ -173,6 +184,41 @@ def test_the_progress_is_the_last_that_was_said() -> None:
         20480,
         102400,
     )
+
+
+def test_how_far_it_is_stands_in_the_metric_and_on_a_terminal_however_its_lines_are_cut(
+    programs: Programs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", BAR.name)
+    programs.copying(
+        "printf ' 4096/8192 kB (50%%), 0/1 tablespace\\n 81'; printf '92/8192 kB (100%%), 1/1 tablespace\\n'"
+    )
+    assert programs.build().basebackup_bytes == 8 << 20
+    assert programs.metrics.read(BASEBACKUP_RECEIVED) == {(): 8 << 20}
+    shown = [record.message for record in caplog.records if record.name == BAR.name]
+    assert shown
+    assert all(line.startswith("base backup [") and " MB received" in line for line in shown)
+    programs.copying("echo 'server closed the connection unexpectedly'; exit 1")
+    with pytest.raises(SourceError):
+        programs.build()
+    assert programs.metrics.read(BASEBACKUP_RECEIVED) == {(): 0}, "of the last attempt"
+
+
+def test_a_number_that_is_cut_in_two_is_not_taken_for_a_smaller_one() -> None:
+    copy = _Copy(
+        UpstreamSource(
+            Binaries("/postgres", 15, "15.18"), Starter(None), None, "u", {}, before_copying=lambda: None
+        ),
+        parse(Secret("host=h")),
+        None,
+        None,
+        Cancellation(),
+    )
+    sizes = []
+    for piece in (b" 123", b"4/99", b"99 kB (1%)\n", b" 5000/9999 kB (50%)", b"\r"):
+        copy._heard(piece)
+        sizes.append(copy.size >> 10)
+    assert sizes == [0, 0, 1234, 1234, 5000]
 
 
 def test_what_a_standby_needs_is_read_from_the_control_file() -> None:

@@ -82,3 +82,4 @@ def test_a_bar_fills_up_where_the_end_is_known_and_moves_where_it_is_not() -> No
     assert drawn[21] == "[" + " " * 21 + "<=>]"
     assert len(set(drawn)) == 22
     assert amount(10**6, 0, 2.0, 4 * 10**6) == "1.0 of 4.0 MB received, 0.0 MB unpacked, 0.5 MB/s"
+    assert amount(10**6, None, 2.0) == "1.0 MB received, 0.5 MB/s", "nothing is unpacked"
