@@ -21,11 +21,12 @@ NOT_ATTACHED: Final = "the node is to have no spec any more: it was asked for ag
 def refresh_configuration(turn: Turn, _: RefreshConfiguration, waiter: int | None) -> None:
     waiters = () if waiter is None else (waiter,)
     status = turn.state.status
-    busy = turn.attempt is not None or turn.state.promotion is not None
-    if status is Status.INIT or (status is Status.RUNNING and busy):
+    promoting = turn.state.promotion is not None
+    if status is Status.INIT or (status is Status.RUNNING and turn.attempt is not None and not promoting):
         turn.answer(waiters, RefreshTaken())  # a spec is on its way already
         return
-    if isinstance(outcome(status, Event.REFRESH_ASKED), Refused) or turn.state.phase is not Phase.UP:
+    refused = isinstance(outcome(status, Event.REFRESH_ASKED), Refused)
+    if refused or promoting or turn.state.phase is not Phase.UP:
         turn.answer(waiters, WrongStatus(status))
         return
     turn.answer(waiters, RefreshTaken())

@@ -18,9 +18,11 @@ from fix_postgres import (
     temporary,
 )
 from fix_process import make_process, mount_point
+from fix_storage import archive15, sockets, storage
 
 __all__ = [
     "account",
+    "archive15",
     "binaries",
     "binaries15",
     "binaries17",
@@ -33,6 +35,8 @@ __all__ = [
     "own_shared_memory",
     "postgres_folder",
     "scratch",
+    "sockets",
+    "storage",
     "templates",
     "temporary",
 ]

@@ -23,18 +23,17 @@ from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 from msgspec.structs import replace
 
-from doubles.archives import compressed, entry, folder, of_cluster, whole
+from doubles.archives import compressed, entry, folder, whole
 from doubles.pageserver import Pageserver, pageserver
 from doubles.safekeepers import Sync, SyncProgram, safekeepers
 from doubles.specs import a_spec
 from doubles.wire import Refused, WireFaults
-from fix_node import MakeNode, setting, spec
-from fix_postgres import Templates, wait_until
+from fix_node import MakeNode
+from fix_postgres import wait_until
 from fix_process import MakeProcess, in_thread
+from fix_storage import NO_CANARY, TENANT, TIMELINE, stored
 
-TENANT, TIMELINE, TOKEN = "a" * 32, "b" * 32, "canary-of-storage"
-NO_CANARY: Final = "token-that-postgres-is-told"
-"""Postgres itself needs it for the storage, in its environment."""
+TOKEN: Final = "canary-of-storage"
 SEGMENT: Final = "pg_wal/000000010000000000000001"
 SMALL: Final = whole(
     folder("global"),
@@ -248,35 +247,6 @@ def test_a_cancellation_ends_it_wherever_it_waits(
 # --- Whole nodes
 
 
-@pytest.fixture(scope="session")
-def archive15(templates: Templates, binaries15: Binaries) -> bytes:
-    """A real cluster, as a pageserver would send it."""
-    return compressed(of_cluster(templates.get(binaries15)), 1)
-
-
-@pytest.fixture
-def storage(archive15: bytes) -> Iterator[Pageserver]:
-    with pageserver(archive15, tenant_id=TENANT, timeline_id=TIMELINE, password=NO_CANARY) as made:
-        yield made
-
-
-def stored(server: Pageserver, port: int, sockets: Path, **changes: Any) -> dict[str, Any]:
-    """The spec of a node of that branch, with where it is to listen."""
-    document = spec(tenant_id=TENANT, timeline_id=TIMELINE, pageserver_connstring=server.url)
-    document["cluster"]["settings"] += [
-        setting("port", str(port), "integer"),
-        setting("listen_addresses", "localhost"),
-        setting("unix_socket_directories", str(sockets)),
-        setting("max_connections", "100", "integer"),
-    ]
-    return document | {"storage_auth_token": NO_CANARY} | changes
-
-
-@pytest.fixture
-def sockets(postgres_folder: Path) -> Path:
-    return postgres_folder
-
-
 @pytest.mark.parametrize("mode", [{"Static": "0/1000028"}, "Replica"], ids=["static", "replica"])
 def test_a_read_only_node_comes_up_from_storage_again_and_again(
     mode: Any, storage: Pageserver, make_node: MakeNode, binaries15: Binaries, sockets: Path
@@ -308,7 +278,7 @@ def test_a_primary_comes_up_at_the_lsn_of_its_safekeepers_and_writes(
         node = make_node(replace(binaries15, postgres=str(program.postgres)), "--source", "pageserver")
         document = stored(storage, node.postgres_port, sockets)
         node.run(document | {"safekeeper_connstrings": [one.address for one in keepers]})
-        assert storage.server.queries == [f"basebackup {TENANT} {TIMELINE} 0/16ABCDE --gzip"]
+        assert storage.backups == [f"basebackup {TENANT} {TIMELINE} 0/16ABCDE --gzip"]
         node.query("CREATE TABLE t AS SELECT 1 AS a")
         assert node.query("SELECT a FROM t") == [(1,)]
         assert node.stop() == 0
@@ -325,7 +295,7 @@ def test_a_primary_syncs_safekeepers_that_disagree_and_once_more_at_its_end(
         node = make_node(replace(binaries15, postgres=str(program.postgres)), "--source", "pageserver")
         document = stored(storage, node.postgres_port, sockets)
         node.run(document | {"safekeeper_connstrings": [one.address for one in keepers]})
-        assert storage.server.queries == [f"basebackup {TENANT} {TIMELINE} 0/1000028 --gzip"]
+        assert storage.backups == [f"basebackup {TENANT} {TIMELINE} 0/1000028 --gzip"]
         assert "LOG:  elected in term 7" in node.log
         program.set(Sync(lsn="0/28F10D8"))
         answer = node.call("POST", "/terminate?mode=immediate")
@@ -343,7 +313,7 @@ def test_an_archive_with_an_error_behind_it_is_never_served(
     assert node.wait() == 1
     assert "timeline was not found" in node.log
     assert not node.pgdata.exists()
-    assert len(storage.server.queries) == 1
+    assert len(storage.backups) == 1
 
 
 def test_an_order_to_stop_ends_a_base_backup_within_a_second_and_leaves_nothing(

@@ -1,5 +1,6 @@
 """The double of the wire protocol: real clients talk to it, and every switch of its faults is seen by them."""
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import psycopg
 import pytest
 from psycopg.errors import AdminShutdown, InternalError_
 
+from doubles.pageserver import pageserver
+from doubles.safekeepers import safekeepers
 from doubles.wire import Client, CopyOut, Done, Refused, Reply, Rows, WireFaults, WireServer
 from fix_postgres import wait_until
 
@@ -67,6 +70,53 @@ def test_psql_reads_rows_and_a_stream(server: WireServer) -> None:
 
     assert psql("TIMELINE_STATUS") == b"0/16B5A50|\n"
     assert psql("basebackup") == DATA
+
+
+IDS: Final = {"tenant_id": "1" * 32, "timeline_id": "2" * 32}
+
+
+def test_psycopg_and_psql_talk_to_the_pageserver() -> None:
+    place = " ".join(IDS.values())
+    with pageserver(DATA, password="token", **IDS) as double:
+        double.horizon = "0/20"
+        url = double.url.replace("no_user", "no_user:token")
+        for number, lsn in enumerate(("0/20", "0/10")):
+            lease, backup = f"lease lsn {place} {lsn} ", f"basebackup {place} {lsn} --gzip"
+            held = number == 0
+            with psycopg.connect(url, autocommit=True, connect_timeout=20) as connection:
+                answer = connection.execute(lease.encode())
+                assert [column.name for column in answer.description or ()] == ["valid_until"]
+                ((until,),) = answer.fetchall()
+                assert (until is not None) is held
+                psql = ["psql", "-XAtd", url, "-c"]
+                said = subprocess.run([*psql, lease], check=True, capture_output=True, timeout=30).stdout
+                assert said.strip().isdigit() is held
+                ran = subprocess.run([*psql, backup], check=False, capture_output=True, timeout=30)
+                assert (ran.stdout, b"invalid basebackup lsn" in ran.stderr) == (
+                    DATA if held else b"",
+                    not held,
+                )
+                with pytest.raises(InternalError_, match="was not found"):
+                    connection.execute(f"lease lsn {IDS['timeline_id']} {IDS['tenant_id']} 0/20".encode())
+        assert double.server.queries[0] == f"lease lsn {place} 0/20 "
+
+
+def test_psycopg_and_psql_talk_to_the_safekeepers() -> None:
+    with safekeepers(2, password="token", **IDS) as (knowing, unknowing):
+        unknowing.knows = False
+        options = " ".join(f"{name}={value}" for name, value in reversed(IDS.items()))
+        for double, rows in ((knowing, [("0/16ABCDE", "0/16ABCDE")]), (unknowing, [])):
+            url = f"postgresql://no_user:token@{double.address}"
+            with psycopg.connect(
+                url, autocommit=True, connect_timeout=20, options=f"-c {options}"
+            ) as connection:
+                answer = connection.execute("TIMELINE_STATUS")
+                assert [column.name for column in answer.description or ()] == ["flush_lsn", "commit_lsn"]
+                assert answer.fetchall() == rows
+            env = os.environ | {"PGOPTIONS": f"-c {options}"}
+            command = ["psql", "-XAtd", url, "-c", "TIMELINE_STATUS"]
+            said = subprocess.run(command, check=True, capture_output=True, timeout=30, env=env).stdout
+            assert said.decode().splitlines() == ["|".join(row) for row in rows]
 
 
 def test_a_password_is_asked_for_and_compared() -> None:

@@ -2080,7 +2080,11 @@ def test_a_refresh_is_needless_while_a_spec_is_on_its_way() -> None:
 def test_elsewhere_a_refresh_is_refused() -> None:
     ended = running()
     ended.hear(Terminate(FAST))
-    for life in (booted(), reconfiguring()[0], ended):
+    checking, configuring = running(REPLICA), promoting(BY_SPEC)[0]
+    checking.hear(BY_SPEC)
+    configuring.hear(PostgresPromoted(configuring.operation, 7, 9))
+    promotions = (checking, promoting(BY_SPEC)[0], promoting(BY_FORM)[0], configuring)
+    for life in (booted(), reconfiguring()[0], ended, *promotions):
         waiter = life.hear(RefreshConfiguration())
         assert life.answers[waiter] == WrongStatus(life.status())
 

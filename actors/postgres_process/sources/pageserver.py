@@ -1,6 +1,5 @@
 """The source `pageserver`: a data directory without its relations, which Neon's storage makes at an LSN."""
 
-import importlib.util
 import logging
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing_extensions import override
 from ....messages.postgres import PgdataStages
 from ....messages.settings import SourceName
 from ....messages.spec import ComputeSpec, Mode, StaticMode, Wire
+from ....postgres import page_api
 from ....postgres.accounts import Account
 from ....postgres.lsn import parse_lsn, show_lsn
 from ....postgres.storage import Pageserver, Shard, Storage, StorageError, storage_of
@@ -51,12 +51,9 @@ def command(storage: Storage, lsn: int, *, replica: bool) -> str:
 
 def missing_extra(spec: ComputeSpec) -> str | None:
     """Say what has to be installed before the pageserver of this spec can be spoken to."""
-    if _server(spec)[2].wire is Wire.LIBPQ or importlib.util.find_spec("grpc") is not None:
+    if _server(spec)[2].wire is Wire.LIBPQ or page_api.is_installed():
         return None
-    return (
-        "the spec names a pageserver by grpc, and the library for it is not installed: "
-        "pip install 'compute-node[grpc]', or give its libpq URL"
-    )
+    return page_api.NO_LIBRARY
 
 
 class PageserverSource(Source):
@@ -128,12 +125,9 @@ class PageserverSource(Source):
         if (problem := missing_extra(spec)) is not None:
             raise SourceError(problem)
         return GrpcStream(
-            server.url,
-            storage,
-            shard.index,
+            page_api.endpoint(storage, shard, server, spec.storage_auth_token),
             lsn,
             replica=replica,
-            token=spec.storage_auth_token,
             starter=Starter(None),
             cancellation=cancellation,
         )

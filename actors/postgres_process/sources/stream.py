@@ -8,21 +8,16 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-import msgspec
-
 from ....messages.secret import Secret
+from ....postgres import page_api
 from ....postgres.connection import run_async
 from ....postgres.neighbours import NeighbourError, connect
-from ....postgres.storage import Storage
 from ...kit.jobs import Cancellation
 from ...kit.programs import ProgramError, Starter, Wake
-from ..launcher import environment
 from .refusals import PageserverError
 
 if TYPE_CHECKING:
@@ -36,7 +31,6 @@ REPLY_S: Final = 330.0
 SILENCE_S: Final = 60.0
 """Within the stream."""
 APPLICATION: Final = "compute_ctl"
-HELPER: Final = str(Path(__file__).with_name("grpc_fetch.py"))
 _CHUNK: Final = 256 << 10
 
 
@@ -154,28 +148,14 @@ class GrpcStream:
 
     def __init__(
         self,
-        url: Secret,
-        storage: Storage,
-        shard: str,
+        endpoint: page_api.Endpoint,
         lsn: int,
         *,
         replica: bool,
-        token: Secret | None,
         starter: Starter,
         cancellation: Cancellation,
     ) -> None:
-        self._request = {
-            "target": url.reveal().removeprefix("grpc://").rstrip("/"),
-            "metadata": {
-                "neon-tenant-id": storage.tenant_id,
-                "neon-timeline-id": storage.timeline_id,
-                "neon-shard-id": shard,
-            }
-            | ({} if token is None else {"authorization": f"Bearer {token.reveal()}"}),
-            "lsn": lsn,
-            "replica": replica,
-            "connect_s": CONNECT_S,
-        }
+        self._call = page_api.BaseBackup((endpoint,), lsn, replica, CONNECT_S)
         self._starter = starter
         self._cancellation = cancellation
         self._process: subprocess.Popen[bytes] | None = None
@@ -185,23 +165,18 @@ class GrpcStream:
 
     def __enter__(self) -> Self:
         self._began_s = self._cancellation.now()
-        request = os.memfd_create("request", os.MFD_CLOEXEC)  # it holds the token
-        try:
-            os.write(request, msgspec.json.encode(self._request))
-            os.lseek(request, 0, os.SEEK_SET)
+        with page_api.described(self._call) as descriptor:
             try:
                 self._process = self._starter.start(
-                    [sys.executable, "-P", HELPER, str(request)],
-                    env=environment(os.environ) | _import_paths(),
+                    page_api.command(descriptor),
+                    env=page_api.environment(),
                     cwd="/",
                     output=subprocess.PIPE,
                     errors=subprocess.PIPE,
-                    pass_fds=(request,),
+                    pass_fds=(descriptor,),
                 )
             except ProgramError as error:
                 raise PageserverError(str(error)) from error
-        finally:
-            os.close(request)
         self._wake = Wake(self._cancellation)
         return self
 
@@ -232,10 +207,7 @@ class GrpcStream:
         while part := self._read(self._process.stderr.fileno(), SILENCE_S):
             said = (said + part)[-_CHUNK:]
         if self._process.wait() != 0:
-            lines = said.decode(errors="replace").strip().splitlines() or ["its helper ended without a word"]
-            code, _, text = lines[-1].partition(": ")
-            known = code.isupper() and bool(text)
-            raise PageserverError(text if known else lines[-1], code if known else None)
+            raise PageserverError(*page_api.failure(said.decode(errors="replace")))
 
     def _read(self, descriptor: int, limit_s: float) -> bytes:
         assert self._wake is not None  # noqa: S101 - within the context
@@ -248,8 +220,3 @@ class GrpcStream:
             msg = f"it has sent nothing for {limit_s:g} s"
             raise PageserverError(msg)
         return os.read(descriptor, _CHUNK)
-
-
-def _import_paths() -> dict[str, str]:
-    """Let the helper find what this process finds, wherever it was installed."""
-    return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
