@@ -9,7 +9,7 @@ import msgspec
 from ..actors.configurator.desired import Context
 from ..actors.configurator.model import PUBLIC, Catalog, DatabaseState, RoleState
 from ..actors.configurator.phases import plan
-from ..actors.postgres_process import checking
+from ..actors.postgres_process import fields
 from ..http.auth import load_keys
 from ..messages.secret import mask_credentials
 from ..messages.spec import ComputeConfig, ComputeSpec, config_decoder, spec_decoder
@@ -64,7 +64,7 @@ def validate(data: bytes) -> Verdict:
     if spec is not None:
         place = WHOLE if bare else "$.spec"
         problems += [Finding(place, text) for text in _refused(spec)]
-        warnings += [Finding(place, text) for text in checking.not_built(spec)[1]]
+        warnings += [Finding(place, text) for text in fields.not_built(spec)[1]]
     return Verdict(not problems, tuple(problems), tuple(warnings))
 
 
@@ -99,7 +99,7 @@ def _refused(spec: ComputeSpec) -> Iterator[str]:
         render(spec, ConfContext(internal_http_port=3081, privileged_role_name="neon_superuser"))
     except ConfError as error:
         yield mask_credentials(str(error))
-    not_built, _ = checking.not_built(spec)
+    not_built, _ = fields.not_built(spec)
     if not_built is not None:
         yield not_built
     new = Catalog(

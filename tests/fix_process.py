@@ -255,7 +255,7 @@ def make_process(
         if made:
             run_as(account, "cp", "-a", "--reflink=auto", templates.get(binaries), process.pgdata)
             for name in (TOKEN, MARKER):
-                seal(str(process.pgdata), name, process.server._seal(), account)
+                seal(str(process.pgdata), name, process.server._node.seal, account)
         all_made.append(process)
         return process
 

@@ -3,8 +3,10 @@
 Both are private to the account that runs it, and gone after the stop.
 """
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +70,17 @@ def remove_private(path: str, account: Account | None) -> None:
     """Remove such a folder with what is in it; does nothing when it is not ours."""
     if os.path.lexists(path) and _is_ours(path, account):
         remove_tree(path)
+
+
+@contextlib.contextmanager
+def scratch(path: str, account: Account | None) -> Iterator[None]:
+    """Make such a folder, empty, for as long as it lasts. Raises PostgresError."""
+    remove_private(path, account)
+    make_private(path, account)
+    try:
+        yield
+    finally:
+        remove_private(path, account)
 
 
 def link_shared_memory(

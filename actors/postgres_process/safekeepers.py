@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
@@ -11,12 +12,22 @@ import msgspec
 
 from ...messages.secret import Secret
 from ...messages.spec import ComputeSpec
+from ...postgres.connection import run_async
 from ...postgres.lsn import parse_lsn, show_lsn
+from ...postgres.masking import mask_server_words
 from ...postgres.neighbours import USER, NeighbourError, ask
-from ...postgres.storage import safekeepers_of, storage_of
+from ...postgres.storage import StorageError, safekeepers_of, storage_of
+from ..kit.jobs import Cancellation
+from ..kit.programs import run
+from . import segments
+from .launcher import describe_code
+from .logs import Framer, show
+from .node import Node
 from .port import PostgresError
 
 STATUS_QUERY: Final = "TIMELINE_STATUS"
+LAST_WORDS: Final = 3
+"""How many log messages of a sync that failed go into its error."""
 SHOWN_OUTPUT: Final = 200
 """Characters of a program's output that an error repeats."""
 
@@ -106,6 +117,46 @@ def read_lsn(code: str | None, output: str, last_words: tuple[str, ...] = ()) ->
     except ValueError:
         msg = f"postgres --sync-safekeepers printed no LSN: {text[:SHOWN_OUTPUT]!r}"
         raise PostgresError(msg) from None
+
+
+def agreed(spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int | None:
+    """Return the LSN at which a quorum agrees; None when they must be synced first. Raises PostgresError."""
+    try:
+        verdict = run_async(lambda: check(spec, limit_s), cancellation)
+    except StorageError as error:
+        raise PostgresError(str(error)) from error
+    if isinstance(verdict, Agreed):
+        return verdict.lsn
+    log.warning("the safekeepers are to be synced: %s", verdict.why)
+    return None
+
+
+def sync(node: Node, where: str, spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int:
+    """Bring a quorum to the same place and return its LSN; `where` is PGDATA, or stands in for it.
+
+    Raises PostgresError, ProgramError, CancelledError.
+    """
+    framer = Framer()
+    last: deque[str] = deque(maxlen=LAST_WORDS)
+
+    def hand_on(messages: list[str]) -> None:
+        for message in map(mask_server_words, messages):
+            last.append(message)
+            show(message)
+
+    result = run(
+        [node.binaries.postgres, "--sync-safekeepers"],
+        starter=node.starter,
+        env=node.environment(spec.storage_auth_token) | {"PGDATA": where},
+        cwd=where,
+        timeout_s=limit_s,
+        cancellation=cancellation,
+        leftovers=segments.of_servers,
+        said=lambda data: hand_on(framer.feed(data)),
+    )
+    hand_on(framer.finish())
+    code = None if result.code == 0 else describe_code(result.code)
+    return read_lsn(code, result.output, tuple(last))
 
 
 async def check(spec: ComputeSpec, limit_s: float) -> Verdict:

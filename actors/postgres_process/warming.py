@@ -5,17 +5,15 @@ before anybody waits for them. What its initdb made is kept, untouched, for a st
 """
 
 import os
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ...messages.postgres import StopRung
-from ...postgres.accounts import Account
-from ...postgres.binaries import Binaries
 from ..kit.jobs import Cancellation
-from ..kit.programs import Starter, run
+from ..kit.programs import run
 from . import folder, launcher, orphans, readiness, segments
+from .node import Node
 from .port import PostgresError, ProcessSink
 
 PORT: Final = 51055
@@ -49,31 +47,18 @@ def conf(place: str, *, neon: bool) -> str:
 class Warmer:
     """Runs one Postgres over a copy of the template in `place`, a folder of ours; `sink` knows of it for the last resort."""
 
-    def __init__(
-        self,
-        binaries: Binaries,
-        starter: Starter,
-        account: Account | None,
-        sink: ProcessSink,
-        env: Mapping[str, str],
-        place: str,
-    ) -> None:
-        self._binaries = binaries
-        self._starter = starter
-        self._account = account
+    def __init__(self, node: Node, sink: ProcessSink, place: str) -> None:
+        self._node = node
         self._sink = sink
-        self._env = dict(env)
         self._place = place
         self._pgdata = f"{place}/{WARM}"
 
-    def run(self, cancellation: Cancellation, *, neon: bool) -> None:
+    def run(self, cancellation: Cancellation) -> None:
         """Start it, wait until it is ready, and end it. Raises PostgresError, CancelledError; nothing of it is left."""
         try:
             self._copy(cancellation)
-            text = conf(self._place, neon=neon)
-            folder.write_file(
-                f"{self._pgdata}/postgresql.conf", text.encode(), account=self._account, sync=False
-            )
+            text = conf(self._place, neon=self._node.has_neon)
+            self._node.write(f"{self._pgdata}/postgresql.conf", text, sync=False)
             self._live(cancellation)
         finally:
             folder.remove(self._pgdata)
@@ -81,8 +66,8 @@ class Warmer:
     def _copy(self, cancellation: Cancellation) -> None:
         result = run(
             ["cp", "-a", "--reflink=auto", f"{self._place}/{TEMPLATE}", self._pgdata],
-            starter=self._starter,
-            env=self._env,
+            starter=self._node.starter,
+            env=self._node.environment(),
             cwd=self._place,
             timeout_s=COPY_S,
             cancellation=cancellation,
@@ -96,10 +81,10 @@ class Warmer:
         output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             postmaster = launcher.launch(
-                self._binaries,
+                self._node.binaries,
                 self._pgdata,
                 port=None,
-                starter=self._starter,
+                starter=self._node.starter,
                 storage_token=None,
                 output=output,
                 cancellation=cancellation,

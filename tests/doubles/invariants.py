@@ -252,7 +252,7 @@ class Invariants:
     @property
     def _has_looked(self) -> bool:
         """Whether this life came so far as to judge the folder; before, it knows of no orphan."""
-        return self._world.server._judgement is not None
+        return self._world.server._claim.judgement is not None
 
     # --- At the ends
 

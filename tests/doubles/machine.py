@@ -30,7 +30,17 @@ from compute_node.actors.kit.failpoints import Interruptible
 from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.actors.kit.simulated import SimulatedFailpoints, SimulatedRuntime
 from compute_node.actors.lfc_manager.port import CacheError
-from compute_node.actors.postgres_process import folder, orphans, run_folders, server, syncing
+from compute_node.actors.postgres_process import (
+    claim,
+    configuration,
+    folder,
+    making,
+    orphans,
+    run_folders,
+    running,
+    server,
+    syncing,
+)
 from compute_node.actors.postgres_process.control import _HEAD, ClusterState
 from compute_node.actors.postgres_process.disk import Area
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
@@ -362,7 +372,7 @@ class Machine:
         if self.died:
             raise Died
         folders = tuple(folders)
-        if self.faults.kill_takes_s and ladder is server.KILL:
+        if self.faults.kill_takes_s and ladder is running.KILL:
             self.take("kill", self.faults.kill_takes_s)
         found = set(self.working_in(folders))
         until_kill_s = sum(patience_s for _, patience_s in ladder[:-1])
@@ -431,28 +441,30 @@ class Machine:
     # --- What is put in the place of the real thing
 
     def _patch(self) -> None:
+        shm = str(self.root / "shm")
         doubles: list[tuple[Any, str, object]] = [
             (folder, "Path", type("SimulatedPath", (_SimulatedPath,), {"machine": self})),
             (folder, "remove_tree", self._remove_tree),
             (folder, "write_file", partial(self._write_file, folder.write_file)),
             (folder, "sync_folder", lambda _: None),
             (folder, "is_mount", lambda path: self.mount and path == self.pgdata),
-            (server, "orphans", SimpleNamespace(working_in=self.working_in, end=self.end_orphans)),
+            (claim, "orphans", SimpleNamespace(working_in=self.working_in, end=self.end_orphans)),
+            (claim, "require_parent", lambda *_: None),
+            (claim, "require_space", lambda _: None),
+            (claim, "remove_left_behind", partial(run_folders.remove_left_behind, shared_memory=shm)),
+            (configuration, "render", _render),
+            (configuration, "reload", SimpleNamespace(install=self._install)),
+            (making, "InitdbSource", lambda *_: _Initdb(self)),
+            (running, "orphans", SimpleNamespace(end=self.end_orphans)),
             (
-                server,
+                running,
                 "launcher",
                 SimpleNamespace(launch=self._launch, describe_code=str, has_failed=self._has_failed),
             ),
-            (server, "readiness", SimpleNamespace(wait=self._await_ready)),
-            (server, "reload", SimpleNamespace(install=self._install)),
-            (server, "socket_folder", lambda *_: str(self.root / "sockets")),
+            (running, "readiness", SimpleNamespace(wait=self._await_ready)),
+            (running, "link_shared_memory", partial(run_folders.link_shared_memory, shared_memory=shm)),
             (run_folders, "socket_folder", lambda *_: str(self.root / "sockets")),
             (syncing, "is_wise", lambda *_: False),
-            (server, "InitdbSource", lambda *_: _Initdb(self)),
-        ]
-        doubles += [
-            (server, name, partial(vars(server)[name], shared_memory=str(self.root / "shm")))
-            for name in ("link_shared_memory", "remove_left_behind")
         ]
         for where, name, double in doubles:
             assert not isinstance(vars(where)[name], (SimpleNamespace, partial)), "one machine at a time"
@@ -571,13 +583,17 @@ class _Initdb(Source):
         return PgdataStages()
 
 
+def _render(spec: ComputeSpec, _: ConfContext) -> ConfText:
+    return render(spec, ConfContext(3081, "neon_superuser", Listening(55432, "/nowhere")))
+
+
 class SimulatedServer(server.Server):
     """The real port on a machine's folder. What it overrides needs real programs."""
 
     def __init__(self, machine: Machine, settings: NodeSettings) -> None:
         self.machine = machine
         super().__init__(settings, Binaries("/nowhere/bin/postgres", MAJOR, "15.0"), None, self)
-        self._pump = _Pump(machine)  # type: ignore[assignment] # what the port uses of it
+        self._postgres.pump = _Pump(machine)  # type: ignore[assignment] # what the port uses of it
 
     # --- The sink of the last resort
 
@@ -591,14 +607,6 @@ class SimulatedServer(server.Server):
         pass
 
     # --- The port
-
-    @override
-    def _require_parent(self) -> None:
-        pass
-
-    @override
-    def _require_space(self) -> None:
-        pass
 
     @override
     def inspect(self, cancellation: Cancellation) -> PgdataKind:
@@ -617,7 +625,7 @@ class SimulatedServer(server.Server):
         self.machine.take("check", 0.0, cancellation)
         if self.machine.faults.conf_refused is not None:
             raise PostgresError(self.machine.faults.conf_refused)
-        if REFUSED_SETTING in self._render(spec).text:
+        if REFUSED_SETTING in self._configuration.render(spec).text:
             msg = f"unrecognized configuration parameter {REFUSED_SETTING}"
             raise PostgresError(msg)
         return ("a warning",)
@@ -635,14 +643,6 @@ class SimulatedServer(server.Server):
         self.machine.take("warm", self.machine.faults.warm_takes_s, cancellation)
         if self.machine.faults.warm_fails is not None:
             raise PostgresError(self.machine.faults.warm_fails)
-
-    @override
-    def _is_neon(self) -> bool:
-        return False
-
-    @override
-    def _render(self, spec: ComputeSpec) -> ConfText:
-        return render(spec, ConfContext(3081, "neon_superuser", Listening(55432, "/nowhere")))
 
     @override
     def launch(self, spec: ComputeSpec, cancellation: Cancellation) -> Launch:

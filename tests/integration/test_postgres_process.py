@@ -18,8 +18,8 @@ from compute_node.actors.kit.programs import Starter
 from compute_node.actors.postgres_process import orphans, readiness, syncing
 from compute_node.actors.postgres_process.folder import seal
 from compute_node.actors.postgres_process.lock import FolderLock
+from compute_node.actors.postgres_process.node import Node
 from compute_node.actors.postgres_process.pgdata import MARKER, TEMPORARY, TOKEN, Seal
-from compute_node.actors.postgres_process.server import Server
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
 from compute_node.actors.postgres_process.syncing import FileSystemSync
@@ -202,7 +202,7 @@ def test_an_idle_session_does_not_hold_up_the_stop(binaries: Binaries, make_proc
         session.execute("SELECT 1")
         assert process.stop(15.0).rung is StopRung.FAST
         session.close()
-    assert process.server._pump.last_messages[-1].endswith("database system is shut down")
+    assert process.server._postgres.pump.last_messages[-1].endswith("database system is shut down")
 
 
 def test_a_postmaster_that_stands_still_is_let_go_on_and_stops_in_order(
@@ -213,7 +213,7 @@ def test_a_postmaster_that_stands_still_is_let_go_on_and_stops_in_order(
     os.kill(ready.pid, signal.SIGSTOP)
     wait_until(lambda: psutil.Process(ready.pid).status() == psutil.STATUS_STOPPED, "it stands still")
     assert process.stop(20.0).rung is StopRung.FAST
-    assert process.server._pump.last_messages[-1].endswith("database system is shut down")
+    assert process.server._postgres.pump.last_messages[-1].endswith("database system is shut down")
 
 
 def test_a_deaf_postgres_is_killed_within_the_budget_with_all_its_children(
@@ -359,7 +359,7 @@ def foreign_files(process: Process, account: Account | None, templates: Template
 
 
 def foreign_cluster(process: Process, account: Account | None, templates: Templates) -> None:
-    run_as(account, "cp", "-a", templates.get(process.server._binaries), process.pgdata)
+    run_as(account, "cp", "-a", templates.get(process.server._node.binaries), process.pgdata)
 
 
 def copied_cluster(process: Process, account: Account | None, templates: Templates) -> None:
@@ -445,7 +445,7 @@ def test_the_folder_of_a_running_node_is_locked_and_the_second_node_touches_noth
     first = make_process(binaries15, made=True)
     first.start()
     second = make_process(binaries15)
-    second.server._lock = FolderLock(patience_s=0.1)
+    second.server._claim.lock = FolderLock(patience_s=0.1)
     refused = second.inspect()
     assert isinstance(refused, PgdataRefused)
     assert refused.exit_code == 75
@@ -488,7 +488,7 @@ def test_a_user_id_without_a_name_is_explained_before_initdb_fails(
 def test_a_full_disk_is_told_before_anything_is_made(
     binaries15: Binaries, make_process: MakeProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compute_node.actors.postgres_process.server.SPACE_NEEDED", 1 << 60)
+    monkeypatch.setattr("compute_node.actors.postgres_process.claim.SPACE_NEEDED", 1 << 60)
     process = make_process(binaries15)
     process.inspect()
     failed = process.prepare()
@@ -658,7 +658,7 @@ def test_a_postmaster_whose_supervisor_was_killed_is_ended_and_the_data_kept(
     first = make_process(binaries, made=True)
     orphan = first.start().pid
     first.query("CREATE TABLE kept AS SELECT 1 AS n")
-    postmaster = first.server._postmaster
+    postmaster = first.server._postgres.postmaster
     assert postmaster is not None
     first.abandon()
     reaper = in_thread(postmaster._process.wait)
@@ -940,7 +940,7 @@ def shown(process: Process, query: str, value: str | None) -> None:
 def test_the_size_limit_is_lifted_and_subscribers_are_held_only_while_a_spec_is_applied(
     binaries15: Binaries, make_process: MakeProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Server, "_is_neon", lambda _: True)
+    monkeypatch.setattr(Node, "has_neon", True)
     branch: dict[str, Any] = {"drop_subscriptions_before_start": True, "timeline_id": "a" * 32}
     first = fast_spec(**branch)
     process = make_process(binaries15, made=True)
@@ -1061,7 +1061,7 @@ def test_a_flood_of_logs_into_a_blocked_output_slows_nobody_and_the_stop_works(
         process.query(flood)
         assert process.runtime.clock.now() - began < 10
         assert process.stop(10.0).rung is StopRung.FAST
-        assert process.server._pump.last_messages[-1].endswith("database system is shut down")
+        assert process.server._postgres.pump.last_messages[-1].endswith("database system is shut down")
         assert writer.dropped > 0
     finally:
         pipe.close()
@@ -1090,7 +1090,9 @@ def test_a_second_stop_with_hurry_shortens_the_first(binaries15: Binaries, make_
     backend = process.connect()
     os.kill(backend.info.backend_pid, signal.SIGSTOP)  # a fast shutdown waits for it
     process.ref.tell(StopPostgres(60.0))
-    wait_until(lambda: "fast shutdown request" in "".join(process.server._pump.last_messages), "it stops")
+    wait_until(
+        lambda: "fast shutdown request" in "".join(process.server._postgres.pump.last_messages), "it stops"
+    )
     process.ref.tell(StopPostgres(30.0, hurry=True))
     process.ref.tell(StopPostgres(30.0, hurry=True))
     assert process.wait_for(PostgresStopped).rung is StopRung.KILL

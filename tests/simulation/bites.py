@@ -23,7 +23,7 @@ from compute_node.actors.activity_monitor.actor import ActivityMonitor
 from compute_node.actors.configurator import apply
 from compute_node.actors.kit.cell import Cell
 from compute_node.actors.lfc_manager import rules
-from compute_node.actors.postgres_process import server
+from compute_node.actors.postgres_process import claim
 from compute_node.actors.postgres_process import state as process
 from compute_node.actors.postgres_process.pgdata import Recovery, Usable
 from compute_node.actors.supervisor import actor as supervisor
@@ -217,9 +217,9 @@ def shows_conditions_for_ever(right: Any, _: ActivityMonitor, raised: Any) -> No
         right(raised)
 
 
-def leaves_orphans(right: Any, _: server.Server, cancellation: Any) -> Any:
+def leaves_orphans(right: Any, _: claim.Claim, cancellation: Any) -> Any:
     blind = SimpleNamespace(working_in=lambda _: (), end=lambda *_, **__: 0)
-    with mock.patch.object(server, "orphans", blind):
+    with mock.patch.object(claim, "orphans", blind):
         return right(cancellation)
 
 
@@ -278,17 +278,17 @@ BITES: Final = (
             entry(process.TAKEN_IN, StartPostgres, frozenset(process.Phase)),
         ),
     ),
-    Bite("an orphaned postmaster is not ended", "1", replaced(server.Server, "_inspect", leaves_orphans)),
-    Bite("a half-made folder is served", "2", replaced(server, "judge", takes_halves_for_whole)),
+    Bite("an orphaned postmaster is not ended", "1", replaced(claim.Claim, "_inspect", leaves_orphans)),
+    Bite("a half-made folder is served", "2", replaced(claim, "judge", takes_halves_for_whole)),
     Bite(
         "a folder is wiped without a look at whose it is",
         "3",
-        replaced(server, "judge", finds_every_folder_empty),
+        replaced(claim, "judge", finds_every_folder_empty),
     ),
     Bite(
         "the old folder is discarded after an interrupted start",
         "2",
-        replaced(server, "recovery", discards_what_waits_for_its_place),
+        replaced(claim, "recovery", discards_what_waits_for_its_place),
     ),
     Bite("the exit code is 0 after an unasked end", "4", replaced(Turn, "broken", keeps_exit_code_zero)),
     Bite(

@@ -151,7 +151,7 @@ NOWS = ("datetime.now", "datetime.utcnow", "datetime.today", "date.today")
 WALL_CLOCK = {
     "actors/kit/clock.py": "where the others have it from",
     "actors/http_facade/web.py": "waitress itself compares with it",
-    "actors/postgres_process/server.py": "for comparing with the times of files",
+    "actors/postgres_process/running.py": "for comparing with the times of files",
     "http/port.py": "tokens expire by it",
 }
 """Who may read a clock that people can set, and why: never for a duration."""

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
-from compute_node.actors.postgres_process import checking
-from compute_node.actors.postgres_process.checking import NOT_BUILT, Surroundings
+from compute_node.actors.postgres_process import checking, fields
+from compute_node.actors.postgres_process.checking import Surroundings
+from compute_node.actors.postgres_process.fields import NOT_BUILT
 from compute_node.actors.postgres_process.folder import Paths
 from compute_node.actors.postgres_process.lock import FolderLock
 from compute_node.actors.postgres_process.port import PgdataRefusedError
@@ -55,8 +56,8 @@ def test_every_row_of_the_table_is_tried_here() -> None:
 
 
 @pytest.mark.parametrize("entry", NOT_BUILT, ids=lambda entry: entry.field)
-def test_a_field_that_has_no_effect_is_named(entry: checking.NotBuilt) -> None:
-    error, warnings = checking.not_built(a_spec(**GIVEN[entry.field]))
+def test_a_field_that_has_no_effect_is_named(entry: fields.NotBuilt) -> None:
+    error, warnings = fields.not_built(a_spec(**GIVEN[entry.field]))
     if entry.refuse:
         assert error is not None
         assert f"`{entry.field}`" in error
@@ -80,11 +81,11 @@ def test_swap_and_quota_that_nobody_sets_are_named_with_their_flags(
     named: list[str], *, swap: bool, quota: bool
 ) -> None:
     spec = a_spec(swap_size_bytes=0, disk_quota_bytes=0)
-    warnings = checking.unused_resources(spec, swap=swap, quota=quota)
+    warnings = fields.unused_resources(spec, swap=swap, quota=quota)
 
     assert len(warnings) == len(named)
     assert all(name in warning for name, warning in zip(named, warnings, strict=True))
-    assert checking.unused_resources(a_spec(), swap=False, quota=False) == ()
+    assert fields.unused_resources(a_spec(), swap=False, quota=False) == ()
 
 
 def test_what_could_lose_data_access_control_or_audit_is_refused() -> None:
@@ -95,26 +96,26 @@ def test_what_could_lose_data_access_control_or_audit_is_refused() -> None:
 
 
 def test_an_ordinary_spec_has_neither() -> None:
-    assert checking.not_built(a_spec()) == (None, ())
+    assert fields.not_built(a_spec()) == (None, ())
 
 
 @pytest.mark.parametrize("level", Audit)
 def test_levels_of_audit_whose_records_nobody_would_send_on_are_refused(level: Audit) -> None:
-    error, _ = checking.not_built(a_spec(audit_log_level=level))
+    error, _ = fields.not_built(a_spec(audit_log_level=level))
     assert (error is None) is (level in {Audit.DISABLED, Audit.LOG, Audit.BASE})
 
 
 @pytest.mark.parametrize("mode", ["Replica", StaticMode("0/1")])
 def test_a_read_only_node_of_an_empty_cluster_is_refused_by_name(mode: Any) -> None:
-    problem = checking.local_problem(a_spec(mode=mode))
+    problem = fields.local_problem(a_spec(mode=mode))
     assert problem is not None
     assert "makes an empty cluster" in problem
-    assert checking.local_problem(a_spec()) is None
+    assert fields.local_problem(a_spec()) is None
 
 
 def test_storage_that_will_not_be_used_is_named() -> None:
-    assert checking.unused_storage(a_spec()) == ()
-    (warning,) = checking.unused_storage(
+    assert fields.unused_storage(a_spec()) == ()
+    (warning,) = fields.unused_storage(
         a_spec(pageserver_connstring=Secret("postgresql://canary"), safekeeper_connstrings=("a:1",))
     )
     assert "`pageserver_connstring`, `safekeeper_connstrings` of the spec is not used" in warning
@@ -181,7 +182,7 @@ STORAGE = {
 @pytest.mark.parametrize("case", STORAGE)
 def test_storage_is_validated_as_the_counterpart_does(case: str) -> None:
     spec, problem = STORAGE[case]
-    assert checking.storage_problem(spec) == problem
+    assert fields.storage_problem(spec) == problem
 
 
 # --- What `postgres -C` does not see ---------------------------------------------------------------------
@@ -367,7 +368,7 @@ def test_a_safekeeper_that_is_named_twice_is_told_without_its_password() -> None
         timeline_id="1" * 32,
         safekeeper_connstrings=safekeepers,
     )
-    problem = checking.storage_problem(spec) or ""
+    problem = fields.storage_problem(spec) or ""
     assert "duplicate entry in safekeeper_connstrings" in problem
     assert "canary" not in problem
 

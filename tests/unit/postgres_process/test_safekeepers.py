@@ -3,7 +3,7 @@
 from itertools import permutations, product
 
 import pytest
-from compute_node.actors.postgres_process.checking import storage_problem
+from compute_node.actors.postgres_process.fields import storage_problem
 from compute_node.actors.postgres_process.port import PostgresError
 from compute_node.actors.postgres_process.safekeepers import (
     Agreed,
