@@ -140,10 +140,10 @@ def by_form(node: Node, **fields: str) -> Answer:
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
-            return Answer(response.status, json.loads(response.read()), response.headers)
+            return Answer(response.status, json.loads(response.read()), dict(response.headers))
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, json.loads(error.read()), error.headers)
+            return Answer(error.code, json.loads(error.read()), dict(error.headers))
 
 
 def ask_and_leave(node: Node, body: object) -> Callable[[], None]:

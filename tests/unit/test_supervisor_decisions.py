@@ -1960,8 +1960,14 @@ def test_a_configuration_waits_for_nobody_while_the_node_is_promoted() -> None:
 @pytest.mark.parametrize("request_", [BY_SPEC, BY_FORM], ids=["by spec", "by form"])
 @pytest.mark.parametrize(
     "end",
-    [Terminate(FAST), SignalReceived("SIGTERM"), PostgresExited("gone"), ActorFailed(MONITOR, "e")],
-    ids=lambda end: type(end).__name__,
+    [
+        Terminate(FAST),
+        SignalReceived("SIGTERM"),
+        PostgresExited("gone"),
+        ActorFailed(MONITOR, "e"),
+        ActorFailed(POSTGRES, "e"),
+    ],
+    ids=lambda end: f"{type(end).__name__} {getattr(end, 'actor', '')}".strip(),
 )
 def test_whatever_ends_the_node_ends_its_promotion_and_late_news_of_it_means_nothing(
     request_: Promote, end: Message
@@ -1974,6 +1980,15 @@ def test_whatever_ends_the_node_ends_its_promotion_and_late_news_of_it_means_not
     assert life.state.promotion is None
     assert life.state.spec == REPLICA
     assert not life.has_told(InstallConfiguration)
+
+
+@pytest.mark.parametrize("request_", [BY_SPEC, BY_FORM], ids=["by spec", "by form"])
+def test_whoever_still_waits_for_a_promotion_when_the_process_ends_is_answered(request_: Promote) -> None:
+    life, waiter = promoting(request_)
+    life.state = replace(life.state, phase=Phase.CLOSING)
+    life.hear(ServingStopped())
+    assert life.answers[waiter] == PromoteFailed("the node has ended")
+    assert life.state.phase is Phase.OVER
 
 
 # --- Refreshing --------------------------------------------------------------------------------------------
