@@ -70,6 +70,7 @@ Heard: TypeAlias = (
 )
 
 NOTHING_CACHED: Final = "nothing is cached"
+CACHE_LOST: Final = "a crash of Postgres has emptied the cache"
 
 log = logging.getLogger("compute_node.lfc")
 
@@ -119,8 +120,8 @@ class LfcManager(Actor[Heard]):
             case StartPrewarm(number, place):
                 work = partial(_prewarm, self._store, self._cache, number, place, self._progress(number))
                 self._job = self.start_job("prewarm the cache", work, failed=partial(_not_prewarmed, number))
-            case StartOffload(number, place):
-                job = partial(_offload, self._store, self._cache, number, place)
+            case StartOffload(number, place, life):
+                job = partial(_offload, self._store, self._cache, number, place, life)
                 self._job = self.start_job("offload the cache", job, failed=partial(_not_offloaded, number))
             case CancelJob():
                 if self._job is not None:
@@ -179,6 +180,7 @@ def _prewarm(
         total=counts.total,
         prewarmed=counts.prewarmed,
         skipped=counts.skipped,
+        life=counts.life,
         size=len(body),
         download_ms=_ms(read_s - began_s),
         uncompress_ms=_ms(unpacked_s - read_s),
@@ -193,20 +195,23 @@ def _not_prewarmed(number: int, error: Exception) -> PrewarmEnded:
 
 
 def _offload(
-    store: Store, cache: Cache, number: int, place: Place, cancellation: Cancellation
+    store: Store, cache: Cache, number: int, place: Place, life: str | None, cancellation: Cancellation
 ) -> OffloadEnded:
     began_s = cancellation.now()
-    state = cache.take(cancellation)
-    if not state:
+    taken = cache.take(cancellation)
+    if life is not None and taken.life != life:
+        return OffloadEnded(number, OffloadEvent.CACHE_LOST, CACHE_LOST)
+    if not taken.state:
         return OffloadEnded(number, OffloadEvent.NOTHING_CACHED, NOTHING_CACHED)
     taken_s = cancellation.now()
-    body = pack(state)
+    body = pack(taken.state)
     cancellation.check()
     packed_s = cancellation.now()
     store.put(place, body, cancellation)
     return OffloadEnded(
         number,
         OffloadEvent.COMPLETED,
+        life=taken.life,
         size=len(body),
         query_ms=_ms(taken_s - began_s),
         compress_ms=_ms(packed_s - taken_s),

@@ -101,9 +101,11 @@ SELECT pg_catalog.sum({}(w.o::pg_catalog.regclass, 'buffer', w.k, w.a, w.b))
 BUSY: Final = b"""\
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_stat_activity
-     WHERE backend_type = 'client backend' AND state = 'active' AND pid <> pg_catalog.pg_backend_pid()
+     WHERE backend_type = 'client backend' AND application_name NOT LIKE 'compute_ctl:%'
+       AND (state = 'active' OR state_change > pg_catalog.clock_timestamp() - '250 ms'::pg_catalog.interval)
 )
 """
+"""A session whose statements are short is seldom met at one. Those of the node itself have that name."""
 ROOM: Final = b"""\
 SELECT setting::pg_catalog.int8 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers'
 """

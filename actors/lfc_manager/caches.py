@@ -3,19 +3,30 @@
 Light to import: the driver is loaded by the first who asks.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
 from typing_extensions import override
 
 from ...messages.settings import NodeSettings
 from ...postgres.connection import parse_connstr, run_async
 from ..kit.jobs import Cancellation
-from .port import Cache, CacheError, Counts, Progress
+from .port import Cache, CacheError, Counts, Progress, Taken
+
+if TYPE_CHECKING:
+    from .sessions import Connection
 
 TAKE_S: Final = 120.0
 LOAD_S: Final = 7_200.0
 """Longest time for a prewarm; what hangs must not be in the way of everything after it for ever."""
 HAS_NEON: Final = b"SELECT pg_catalog.to_regprocedure('neon.get_local_cache_state(integer)') IS NOT NULL"
+
+LIFE: Final = b"""\
+SELECT pg_catalog.string_agg(pid || '@' || pg_catalog.date_part('epoch', backend_start), ',')
+  FROM pg_catalog.pg_stat_activity
+ WHERE backend_type = 'checkpointer'
+"""
+"""The postmaster survives a crash of a backend, and so do its own facts; its children do not."""
 
 
 class PostgresCache(Cache):
@@ -27,7 +38,7 @@ class PostgresCache(Cache):
         self._load_s = load_s
 
     @override
-    def take(self, cancellation: Cancellation) -> bytes | None:
+    def take(self, cancellation: Cancellation) -> Taken:
         import asyncio
 
         from ...postgres.asking import ask
@@ -36,11 +47,12 @@ class PostgresCache(Cache):
 
         sessions = Sessions(self._target)
 
-        async def taken() -> bytes | None:
+        async def taken() -> Taken:
             async with asyncio.timeout(self._take_s), sessions.connect() as connection:
+                life = await life_of(connection, "querying LFC state")
                 if await ask(connection, HAS_NEON) == [[b"t"]]:
-                    return await neon.take(connection)
-                return await buffers.take(sessions, connection)
+                    return Taken(await neon.take(connection), life)
+                return Taken(await buffers.take(sessions, connection), life)
 
         try:
             return run_async(taken, cancellation)
@@ -61,8 +73,11 @@ class PostgresCache(Cache):
         async def loaded() -> Counts:
             async with asyncio.timeout(self._load_s), sessions.connect() as connection:
                 if await ask(connection, HAS_NEON) == [[b"t"]]:
-                    return await neon.load(sessions, connection, state, progress)
-                return await buffers.load(sessions, connection, state, progress)
+                    counts = await neon.load(sessions, connection, state, progress)
+                else:
+                    counts = await buffers.load(sessions, connection, state, progress)
+                # a session of before a crash does not answer any more
+                return replace(counts, life=await life_of(connection, "loading LFC state into postgres"))
 
         try:
             return run_async(loaded, cancellation)
@@ -71,3 +86,18 @@ class PostgresCache(Cache):
                 f"loading LFC state into postgres: it took longer than {self._load_s:g} s, and was broken off"
             )
             raise CacheError(msg) from None
+
+
+async def life_of(connection: "Connection", doing: str) -> str | None:
+    """Name the life of the server's shared memory. Raises CacheError."""
+    from psycopg import Error
+
+    from ...postgres.asking import StatementError, ask
+    from .sessions import line
+
+    try:
+        [[life]] = await ask(connection, LIFE)
+    except (StatementError, Error) as error:
+        msg = f"{doing}: {line(error)}"
+        raise CacheError(msg) from None
+    return None if life is None else life.decode()

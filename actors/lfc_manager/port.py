@@ -15,6 +15,16 @@ class Counts(msgspec.Struct, frozen=True):
     total: int = 0
     prewarmed: int = 0
     skipped: int = 0
+    life: str | None = None
+    """Of the cache, at its end; see `Taken`."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """The state of a cache; None when nothing is cached."""
+
+    state: bytes | None
+    life: str | None = None
+    """Another one after each crash of a process of Postgres, which empties the cache; None when it cannot be told."""
 
 
 Progress: TypeAlias = Callable[[Counts], None]
@@ -47,10 +57,13 @@ class Store(Protocol):
 class Cache(Protocol):
     """A cache of the running Postgres. Both methods end within a second of a cancellation, in the server too."""
 
-    def take(self, cancellation: Cancellation) -> bytes | None:
-        """Return the state of what is cached; None when nothing is. Raises CacheError."""
+    def take(self, cancellation: Cancellation) -> Taken:
+        """Return the state of what is cached. Raises CacheError."""
         ...
 
     def load(self, state: bytes, progress: Progress, cancellation: Cancellation) -> Counts:
-        """Warm the cache from a state that `take` gave, here or elsewhere. Raises CacheError and StateError."""
+        """Warm the cache from a state that `take` gave, here or elsewhere. Raises CacheError and StateError.
+
+        A cache that was emptied meanwhile is a CacheError.
+        """
         ...

@@ -46,6 +46,8 @@ from .places import NoPlaceError, Place, place_of
 
 RETRY_S: Final = (1.0, 5.0, 15.0)
 """Pauses before a state is asked for again, when trying again may help."""
+MOST_AGAIN: Final = 3
+"""Prewarms in a row that a crash may break off: it may be the prewarm of which Postgres crashes."""
 BROKEN_OFF: Final = "it was broken off because the node is ending"
 
 # --- The tables
@@ -68,6 +70,7 @@ class OffloadEvent(Enum):
     COMPLETED = "the state is saved"
     FAILED = "the state could not be taken or saved"
     NOTHING_CACHED = "there is nothing to save"
+    CACHE_LOST = "a crash has emptied the cache since it was warm"
 
 
 class Refused(Enum):
@@ -109,6 +112,7 @@ OFFLOADS: Final[dict[OffloadStatus, dict[OffloadEvent, OffloadStatus | Refused]]
         _F.COMPLETED: _O.COMPLETED,
         _F.FAILED: _O.FAILED,
         _F.NOTHING_CACHED: _O.SKIPPED,
+        _F.CACHE_LOST: _O.SKIPPED,
     },
     _O.COMPLETED: _NO_OFFLOAD,
     _O.FAILED: _NO_OFFLOAD,
@@ -142,6 +146,8 @@ class Warming(msgspec.Struct, frozen=True):
     started: bool = False
     """Its job is running; else it waits for an offload or for its next attempt."""
     attempt: int = 0
+    lost: bool = False
+    """Postgres has crashed meanwhile."""
 
 
 class Saving(msgspec.Struct, frozen=True):
@@ -164,6 +170,10 @@ class LfcState(msgspec.Struct, frozen=True):
     saving: Saving | None = None
     incomplete: bool = False
     """A prewarm of this life has begun and not completed: less may be cached than is saved."""
+    life: str | None = None
+    """That of the cache when it was last known to be whole: prewarmed, or saved."""
+    again: int = 0
+    """Prewarms in a row that were begun because a crash had emptied the cache."""
     told: bool = False
     """That nothing is offloaded any more is in the log."""
     ending: bool = False
@@ -188,10 +198,11 @@ class StartPrewarm(msgspec.Struct, frozen=True):
 
 
 class StartOffload(msgspec.Struct, frozen=True):
-    """Start the job that saves the state."""
+    """Start the job that saves the state, if the cache has still that life, or `life` is None."""
 
     number: int
     place: Place
+    life: str | None
 
 
 class CancelJob(msgspec.Struct, frozen=True):
@@ -276,6 +287,7 @@ class PrewarmEnded(Message, frozen=True):
     total: int = 0
     prewarmed: int = 0
     skipped: int = 0
+    life: str | None = None
     size: int = 0
     """Bytes that were read."""
     download_ms: int = 0
@@ -289,6 +301,7 @@ class OffloadEnded(Message, frozen=True):
     number: int
     event: OffloadEvent
     error: str = ""
+    life: str | None = None
     size: int = 0
     query_ms: int = 0
     compress_ms: int = 0
@@ -349,6 +362,7 @@ class _Turn:
         elif PREWARMS[self.state.prewarm.status][PrewarmEvent.ASKED] is Refused.BUSY:
             self._refuse(LfcRefusal.BUSY, "Multiple requests for prewarm are not allowed")
         else:
+            self.set(again=0)
             self._begin_prewarm(message.from_endpoint)
             self.do(Answer(LfcAccepted()))
 
@@ -368,7 +382,7 @@ class _Turn:
         else:
             if message.force and state.incomplete:
                 self.log(logging.WARNING, "an offload is forced although the last prewarm is not complete")
-            self._begin_offload()
+            self._begin_offload(force=message.force)
             self.do(Answer(LfcAccepted()))
 
     def _refuse(self, why: LfcRefusal, error: str) -> None:
@@ -390,12 +404,29 @@ class _Turn:
             self._await_next()
 
     def lost(self, _: CacheLost) -> None:
+        if self.state.warming is not None:
+            self.set(warming=replace(self.state.warming, lost=True))
+        else:
+            self._warm_again()
+
+    def _warm_again(self) -> None:
         """Warm a cache that a crash has emptied, lest what is saved be replaced by a cold one."""
-        spec, status = self.state.spec, self.state.prewarm.status
-        free = PREWARMS[status][PrewarmEvent.ASKED] is not Refused.BUSY
-        if self.state.active and spec is not None and spec.autoprewarm and free:
+        if not self.state.active or not self._is_to_be_warm():
+            return
+        if self.state.again < MOST_AGAIN:
             self.log(logging.INFO, "prewarming the cache again, because a crash has emptied it")
+            self.set(again=self.state.again + 1)
             self._begin_prewarm(None)
+        else:
+            self.set(incomplete=True)
+            self.log(
+                logging.ERROR,
+                f"the cache is not prewarmed again: Postgres has crashed during the last {MOST_AGAIN} prewarms",
+            )
+
+    def _is_to_be_warm(self) -> bool:
+        """Whether a cache that has become cold must be warmed before it is saved again."""
+        return self.state.prewarm.status not in {PrewarmStatus.NOT_PREWARMED, PrewarmStatus.CANCELLED}
 
     def offload_last(self, _: OffloadLast) -> None:
         self._end()
@@ -491,7 +522,7 @@ class _Turn:
         took_s = self.now_s - warming.began_s
         match message.event:
             case PrewarmEvent.COMPLETED:
-                self.set(incomplete=False)
+                self.set(incomplete=False, life=message.life, again=0)
                 self.do(
                     Observe(LFC_SECONDS, "prewarm", took_s), Observe(LFC_STATE_BYTES, "prewarm", message.size)
                 )
@@ -509,6 +540,8 @@ class _Turn:
             case _:
                 self.do(Count(LFC_PREWARM_ERRORS))
                 self.log(logging.ERROR, f"the cache could not be prewarmed: {message.error}")
+        if warming.lost and self.state.incomplete and message.event is not PrewarmEvent.CANCELLED:
+            self._warm_again()
 
     def _move_prewarm(self, event: PrewarmEvent, message: PrewarmEnded | None = None) -> None:
         status = PREWARMS[self.state.prewarm.status][event]
@@ -554,7 +587,7 @@ class _Turn:
         elif self.state.active and self.state.saving is None:
             self.do(After(interval_s, OffloadDue()))
 
-    def _begin_offload(self) -> None:
+    def _begin_offload(self, *, force: bool = False) -> None:
         state = self.state
         self._move_offload(OffloadEvent.ASKED)
         self.set(count=state.count + 1, saving=Saving(state.count + 1, self.now_s))
@@ -565,7 +598,8 @@ class _Turn:
         except NoPlaceError as error:
             self.offload_ended(OffloadEnded(state.count + 1, OffloadEvent.FAILED, str(error)))
             return
-        self.do(StartOffload(state.count + 1, place))
+        life = state.life if self._is_to_be_warm() and not force else None
+        self.do(StartOffload(state.count + 1, place, life))
 
     def offload_ended(self, message: OffloadEnded) -> None:
         saving = self.state.saving
@@ -575,13 +609,12 @@ class _Turn:
         self._move_offload(message.event, message)
         took_s = self.now_s - saving.began_s
         if message.event is OffloadEvent.COMPLETED:
+            self.set(life=message.life)
             self.do(
                 Observe(LFC_SECONDS, "offload", took_s), Observe(LFC_STATE_BYTES, "offload", message.size)
             )
             self.log(logging.INFO, f"the state of the cache is saved: {message.size} bytes in {took_s:.1f} s")
-        elif message.event is OffloadEvent.NOTHING_CACHED:
-            self.log(logging.INFO, "the state of the cache is not saved: nothing is cached")
-        elif message.cancelled:
+        elif message.event in {OffloadEvent.NOTHING_CACHED, OffloadEvent.CACHE_LOST} or message.cancelled:
             self.log(logging.INFO, f"the state of the cache is not saved: {message.error}")
         else:
             self.do(Count(LFC_OFFLOAD_ERRORS))
@@ -590,6 +623,8 @@ class _Turn:
         self._await_next()
         if self.state.warming is not None:
             self._start_prewarm()
+        elif message.event is OffloadEvent.CACHE_LOST:
+            self._warm_again()
 
     def _move_offload(self, event: OffloadEvent, message: OffloadEnded | None = None) -> None:
         status = OFFLOADS[self.state.offload.status][event]

@@ -1,7 +1,8 @@
 """A cache and a store in memory, that do what a test says.
 
-The state of a cache is the list of its pages; that of a cache whose loading was begun and not ended bears a
-mark, so that a store knows when a complete state is replaced by an incomplete one.
+The state of a cache is the list of its pages; that of a cache whose loading was begun and not ended, or which a
+crash has emptied after it was warm, bears a mark, so that a store knows when a complete state is replaced by an
+incomplete one.
 """
 
 import json
@@ -9,9 +10,17 @@ from collections.abc import Iterable
 from typing import Final
 
 from compute_node.actors.kit.jobs import Blocked, Cancellation
-from compute_node.actors.lfc_manager.packing import StateError, unpack
+from compute_node.actors.lfc_manager.packing import StateError, pack, unpack
 from compute_node.actors.lfc_manager.places import EndpointPlace, FolderPlace, Place
-from compute_node.actors.lfc_manager.port import Cache, CacheError, Counts, Progress, Store, StoreError
+from compute_node.actors.lfc_manager.port import (
+    Cache,
+    CacheError,
+    Counts,
+    Progress,
+    Store,
+    StoreError,
+    Taken,
+)
 from typing_extensions import override
 
 MARK: Final = -1
@@ -72,7 +81,10 @@ class FakeCache(Cache):
     def __init__(self, pages: Iterable[int] = ()) -> None:
         self.pages = set(pages)
         self.incomplete = False
-        """Loading was begun and has not come to its end."""
+        """Loading was begun and has not come to its end, or what was loaded is gone."""
+        self.crashes = 0
+        self._loading: tuple[Cancellation, int] | None = None
+        """Of which job, begun after how many crashes."""
         self.failure: CacheError | None = None
         self.held = False
         self.at_once = 1_000_000
@@ -81,14 +93,19 @@ class FakeCache(Cache):
         """Pages after which loading fails."""
 
     @override
-    def take(self, cancellation: Cancellation) -> bytes | None:
+    def take(self, cancellation: Cancellation) -> Taken:
         self._meet(cancellation)
         marked = self.pages | ({MARK} if self.incomplete else set())
-        return json.dumps(sorted(marked)).encode() if self.pages else None
+        return Taken(json.dumps(sorted(marked)).encode() if self.pages else None, str(self.crashes))
 
     @override
     def load(self, state: bytes, progress: Progress, cancellation: Cancellation) -> Counts:
+        if self._loading is None or self._loading[0] is not cancellation:
+            self._loading = (cancellation, self.crashes)
         self._meet(cancellation)
+        if self._loading[1] != self.crashes:
+            msg = "loading LFC state into postgres: the connection was lost"
+            raise CacheError(msg)
         wanted = [page for page in pages_of(state) if page != MARK]
         self.incomplete = True
         missing = [page for page in wanted if page not in self.pages]
@@ -101,7 +118,16 @@ class FakeCache(Cache):
             progress(Counts(len(wanted), loaded + self.at_once, 0))
             raise Blocked
         self.incomplete = False
-        return Counts(len(wanted), len(wanted), 0)
+        return Counts(len(wanted), len(wanted), 0, str(self.crashes))
+
+    def crash(self, pages: Iterable[int] = (), *, was_warmed: bool) -> None:
+        """Let a process of Postgres crash: the others are started anew, with a cold cache.
+
+        `was_warmed`: a prewarm was begun in this life of the node; else nobody has asked for a warm cache.
+        """
+        self.crashes += 1
+        self.pages = set(pages)
+        self.incomplete = was_warmed
 
     def _meet(self, cancellation: Cancellation) -> None:
         cancellation.check()
@@ -109,6 +135,11 @@ class FakeCache(Cache):
             raise self.failure
         if self.held:
             raise Blocked
+
+
+def body_of(pages: Iterable[int]) -> bytes:
+    """Return what a store keeps of a cache with these pages."""
+    return pack(json.dumps(sorted(pages)).encode())
 
 
 def pages_of(state: bytes) -> list[int]:

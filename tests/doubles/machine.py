@@ -165,6 +165,8 @@ class Machine:
         self.broken: dict[str, str] = {}
         self.held = False
         self.connection_lost = False
+        self.recovers = False
+        """A process of Postgres has crashed, and it lets nobody in yet."""
         self.operations_left: int | None = None
         self.applied: list[ComputeSpec] = []
         """What was applied without an error, over all lives."""
@@ -351,7 +353,7 @@ class Machine:
         self.life += 1
         self.died, self.doomed_in, self.doomed_at_rename = False, None, None
         self.postmaster, self.recorded, self.launched = None, None, 0
-        self.lost_unasked = False
+        self.lost_unasked = self.recovers = False
         self.signals.clear()
         self._since.clear()
 
@@ -759,13 +761,17 @@ class MachineCache(FakeCache):
         if machine.postmaster is None or not machine.postmaster.alive:
             msg = "connecting to postgres: nobody listens"
             raise CacheError(msg)
+        if machine.recovers:
+            msg = "connecting to postgres: the database system is in recovery mode"
+            raise CacheError(msg)
         if self._of != machine.postmaster.pid:
             self._of, self.pages, self.incomplete = machine.postmaster.pid, {0}, False
         super()._meet(cancellation)
 
     def warm(self) -> None:
-        """Let users read something."""
-        self.pages |= {self._machine.random.randrange(20) for _ in range(5)}
+        """Let users read something, of which there may be so much that all else goes."""
+        random = self._machine.random
+        self.pages = set(random.choice([(), self.pages])) | {random.randrange(20) for _ in range(5)}
 
 
 class MachineStore(FakeStore):

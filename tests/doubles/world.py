@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from compute_node.actors.activity_monitor.actor import ActivityMonitor
+from compute_node.actors.activity_monitor.checks import Readings
 from compute_node.actors.activity_monitor.reach import Reach
 from compute_node.actors.configurator.actor import Configurator
 from compute_node.actors.http_facade.actor import HttpFacade
@@ -28,7 +29,14 @@ from compute_node.actors.vm_monitor_bridge.actor import VmMonitorBridge
 from compute_node.messages.base import Message, Request
 from compute_node.messages.catalog import ApplyFailed, SpecApplied
 from compute_node.messages.failpoints import Failpoint
-from compute_node.messages.lfc import CancelPrewarm, GetOffload, GetPrewarm, Offload, Prewarm
+from compute_node.messages.lfc import (
+    CancelPrewarm,
+    GetOffload,
+    GetPrewarm,
+    Offload,
+    Prewarm,
+    PrewarmStatus,
+)
 from compute_node.messages.lifecycle import (
     EXIT_FAILED,
     AwaitExit,
@@ -63,6 +71,7 @@ from compute_node.process import node
 from typing_extensions import override
 
 from doubles.invariants import Invariants
+from doubles.lfc import body_of
 from doubles.machine import (
     REFUSED_SETTING,
     Hardships,
@@ -136,8 +145,11 @@ class World:
         )
         self.servers = FakeServers()
         self.store = MachineStore(self.machine)
+        if drawn and self.random.random() < 0.5:
+            self.store.kept["compute-1"] = body_of(range(10))
         self.cache = MachineCache(self.machine)
         self.observer = MachineObserver(self.machine)
+        self.observer.readings = Readings(server_began_s=self.clock.now())
         self.reread: ComputeSpec | None = None
         self.lives = 0
         self.ends: list[ExitReport | None] = []
@@ -189,13 +201,14 @@ class World:
         )
         self.server = SimulatedServer(self.machine, self.settings)
         administration = MachineAdministration(self.machine)
+        self.manager = LfcManager(self.settings, self.ref, self.cache, self.store)
         self.actors: dict[str, Actor[Any]] = {
             "listener": _Listener(self._changed),
             "supervisor": self.supervisor,
             POSTGRES: PostgresProcess(self.settings, self.ref, self.server),
             CONFIGURATOR: Configurator(self.settings, self.ref, administration),
             MONITOR: ActivityMonitor(self.settings, self.ref, self.observer),
-            LFC: LfcManager(self.settings, self.ref, self.cache, self.store),
+            LFC: self.manager,
             HTTP: HttpFacade(self.servers, self.ref),
         }
         if self.settings.manages_vm:
@@ -369,6 +382,7 @@ class World:
                 with_role("a"),
                 with_role("b"),
                 with_role("a", autoprewarm=True, offload_lfc_interval_seconds=2),
+                with_role("b", autoprewarm=True, offload_lfc_interval_seconds=1),
                 with_role("a", mode="Replica"),
                 REFUSED,
             ]
@@ -392,7 +406,7 @@ class World:
             (2, self.signal),
             (2 if self.supervisor.state.attempt is None else 12, self.say_something_late),
             (1, self.machine.crash),
-            (1, self.crash_a_backend),
+            (2, self.crash_a_backend),
             (2, self.set_the_wall_clock),
             (1, self.plant_a_bug),
         ]
@@ -415,7 +429,8 @@ class World:
             GetOffload(),
         ]
         self.cache.warm()
-        self.ask(self.random.choice(requests), LFC)
+        for _ in range(self.random.choice([1, 1, 4])):
+            self.ask(self.random.choice(requests), LFC)
 
     def refresh(self) -> None:
         """Let Postgres suspect that its spec is outdated."""
@@ -478,28 +493,38 @@ class World:
         setattr(where, name, wrong)
 
     def crash_a_backend(self) -> None:
-        """Let Postgres lose all its sessions and recover in place."""
-        self.machine.connection_lost = True
+        """Let Postgres lose all its sessions and its cache, and recover in place."""
+        self.machine.connection_lost = self.machine.recovers = True
         self.observer.reach = Reach.RECOVERING
+        self.observer.readings = Readings(server_began_s=self.clock.now())
+        status = self.manager.state.prewarm.status
+        self.cache.crash({0}, was_warmed=status is not PrewarmStatus.NOT_PREWARMED)
+        life = self.lives
 
         def recovered() -> None:
+            if self.lives == life:
+                self.machine.recovers = False
             if self.observer.reach is Reach.RECOVERING:
                 self.observer.reach = Reach.UP
 
         self.runtime.later(self.random.choice([0.5, 3.0]), recovered)
+        if self.random.random() < 0.5:
+            self.soon(lambda: self.ask(Offload(), LFC))
 
     def mend(self) -> None:
         """Turn all switches back."""
         self.machine.faults.__dict__.update(Hardships().__dict__)
         self.machine.broken = {}
         self.machine.held = False
-        self.machine.connection_lost = False
+        self.machine.connection_lost = self.machine.recovers = False
         self.machine.operations_left = None
         self.observer.reach = Reach.UP
         self.observer.takes_s = 0.0
         self.failpoints.fails_at = None
         self.store.failure, self.store.held = None, False
         self.cache.held, self.cache.fails_after = False, None
+        if self.reread is REFUSED:
+            self.reread = a_spec()
         self.servers.under_way = 0
         self.servers.ends_early = set()
         self.servers.taken = None

@@ -178,9 +178,9 @@ def cached_share(node: Node, table: str) -> float:
 
 
 BLOCKS = 200 * 1024 * 1024 // 8192
-FILL = f"""\
+FILL = """\
 CREATE TABLE t (n int4, x text) WITH (fillfactor = 10);
-INSERT INTO t SELECT n, repeat('x', 700) FROM generate_series(1, {BLOCKS}) AS n
+INSERT INTO t SELECT n, repeat('x', 700) FROM generate_series(1, {}) AS n
 """
 """A row to each page, so that there is little to log and to count."""
 PLENTY = 3 << 30
@@ -202,7 +202,11 @@ def test_200_mb_of_a_plain_node_are_back_after_a_restart_and_so_they_are_in_a_fr
     node.flags = ["--lfc-store", store.as_uri(), "--lfc-offload-on-stop"]
     node.run(plain)
     await_prewarm(node, "skipped")
-    for statement in ("CREATE EXTENSION pg_buffercache", "CREATE EXTENSION pg_prewarm", *FILL.split(";\n")):
+    for statement in (
+        "CREATE EXTENSION pg_buffercache",
+        "CREATE EXTENSION pg_prewarm",
+        *FILL.format(BLOCKS).split(";\n"),
+    ):
         node.query(statement)
     assert node.query("SELECT count(*), pg_relation_size('t') / 8192 FROM t") == [(BLOCKS, BLOCKS)]
     assert cached_share(node, "t") > 0.99

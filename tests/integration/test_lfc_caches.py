@@ -1,6 +1,9 @@
 """The caches of real servers: what is saved is back after a restart, and nobody else notices."""
 
+import asyncio
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,9 +43,29 @@ def cache_of(cluster: Cluster) -> PostgresCache:
 
 
 def take(cluster: Cluster) -> bytes:
-    state = cache_of(cluster).take(Cancellation())
+    state = cache_of(cluster).take(Cancellation()).state
     assert state is not None
     return state
+
+
+def life(cluster: Cluster) -> str:
+    name = cache_of(cluster).take(Cancellation()).life
+    assert name is not None
+    return name
+
+
+def crash(cluster: Cluster) -> None:
+    """Kill a process of Postgres, and return when the postmaster has started the others anew."""
+    before = life(cluster)
+    ((pid,),) = cluster.query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'")
+    os.kill(pid, signal.SIGKILL)
+
+    def has_recovered() -> bool:
+        with contextlib.suppress(CacheError, AssertionError):
+            return life(cluster) != before
+        return False
+
+    wait_until(has_recovered, "it has recovered", 30)
 
 
 def load(
@@ -196,6 +219,53 @@ def test_a_standby_is_warmed_by_its_primarys_state_where_the_extension_came_with
         "for 1 databases: 'without' (a standby has the extension pg_prewarm only from its primary"
         in caplog.text
     )
+
+
+@pytest.mark.slow
+def test_a_crash_gives_the_cache_another_life_and_a_load_that_it_meets_is_no_complete_one(
+    binaries: Binaries, cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres = cluster(binaries, conf=CONF)
+    postgres.query(SMALL.format("t"))
+    state = take(postgres)
+    assert load(postgres, state).life == life(postgres) == life(postgres)
+    postgres.query("CHECKPOINT")  # a recovery reads what it replays
+    before = life(postgres)
+    loaded = buffers.load
+
+    async def met(*args: Any) -> Counts:
+        """Between the last database and the end, when no session of ours is at work."""
+        counts = await loaded(*args)
+        await asyncio.to_thread(crash, postgres)
+        return counts
+
+    monkeypatch.setattr(buffers, "load", met)
+    with pytest.raises(CacheError, match="loading LFC state into postgres: "):
+        load(postgres, state)
+    assert life(postgres) != before
+    assert sum(blocks(take(postgres), "t").values()) < 10, "nothing is left"
+
+
+def test_a_user_whose_statements_are_short_is_at_work_and_the_node_itself_is_not(
+    binaries15: Binaries, cluster: MakeCluster
+) -> None:
+    postgres = cluster(binaries15)
+
+    def is_busy() -> bool:
+        keywords: dict[str, Any] = params(postgres.target, application_name="compute_ctl:apply_config")
+        with psycopg.connect(autocommit=True, **keywords) as looking:
+            ((busy,),) = looking.execute(buffers.BUSY).fetchall()
+            return bool(busy)
+
+    keywords: dict[str, Any] = params(postgres.target, application_name="compute_ctl:compute_monitor")
+    with psycopg.connect(autocommit=True, **keywords) as monitor:
+        monitor.execute("SELECT 1")
+        assert not is_busy()
+        assert not is_busy(), "nor has whoever looks just now"
+    keywords["application_name"] = "user"
+    with psycopg.connect(autocommit=True, **keywords) as user:
+        wait_until(lambda: user.execute("SELECT 1").rowcount and is_busy(), "a moment ago it was at work")
+        wait_until(lambda: not is_busy(), "it has gone quiet")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 from compute_node.actors.activity_monitor.actor import ActivityMonitor
 from compute_node.actors.configurator import apply
 from compute_node.actors.kit.cell import Cell
+from compute_node.actors.lfc_manager import actor as lfc
 from compute_node.actors.lfc_manager import rules
 from compute_node.actors.postgres_process import claim
 from compute_node.actors.postgres_process import state as process
@@ -259,10 +260,18 @@ def leaves_the_last_step_out(right: Any, *args: Any) -> Any:
     return msgspec.structs.replace(planned, steps=planned.steps[:-1])
 
 
-def takes_the_cancelled_for_complete(myself: Any, message: rules.PrewarmEnded) -> None:
-    myself.prewarm_ended(message)
-    if message.event is rules.PrewarmEvent.CANCELLED:
-        myself.set(incomplete=False)
+def takes_for_complete(event: rules.PrewarmEvent) -> Callable[..., None]:
+    def wrong(myself: Any, message: rules.PrewarmEnded) -> None:
+        myself.prewarm_ended(message)
+        if message.event is event:
+            myself.set(incomplete=False)
+
+    return wrong
+
+
+def trusts_any_cache(right: Any, *args: Any) -> Any:
+    *rest, _, cancellation = args
+    return right(*rest, None, cancellation)
 
 
 def goes_by_the_wall_clock(right: Any, now_s: float, wall_s: float) -> Any:
@@ -338,10 +347,23 @@ BITES: Final = (
         replaced(Turn, "under_way", takes_late_outcomes),
     ),
     Bite(NO_GUARD, "11", replaced(rules, "why_not_offload", nothing), check_cache),
+    Bite("the same, in a whole node", "11", replaced(rules, "why_not_offload", nothing)),
     Bite(
         "a cancelled prewarm counts as a complete one",
         "11",
-        entry(rules._HANDLERS, rules.PrewarmEnded, takes_the_cancelled_for_complete),
+        entry(rules._HANDLERS, rules.PrewarmEnded, takes_for_complete(rules.PrewarmEvent.CANCELLED)),
+        check_cache,
+    ),
+    Bite(
+        "a cache that a crash has emptied is saved",
+        "11",
+        replaced(lfc, "_offload", trusts_any_cache),
+        check_cache,
+    ),
+    Bite(
+        "a failed prewarm counts as a complete one",
+        "11",
+        entry(rules._HANDLERS, rules.PrewarmEnded, takes_for_complete(rules.PrewarmEvent.FAILED)),
         check_cache,
     ),
     Bite("the wall clock measures deadlines", "13", replaced(supervisor, "Moment", goes_by_the_wall_clock)),

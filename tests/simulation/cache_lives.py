@@ -1,6 +1,7 @@
 """Lives of a LfcManager over a store that outlives them: any order of ticks, requests, faults, crashes, restarts."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from compute_node.actors.kit.actor import Actor, Pending, Ref
@@ -8,6 +9,7 @@ from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.lfc_manager.actor import LfcManager
 from compute_node.actors.lfc_manager.port import CacheError, StoreError
 from compute_node.messages.lfc import (
+    CacheLost,
     CancelPrewarm,
     FollowSpec,
     GetOffload,
@@ -96,10 +98,17 @@ class CacheWorld:
             lambda: setattr(self.cache, "held", True),
             lambda: setattr(self.cache, "failure", CacheError("no")),
             lambda: setattr(self.cache, "fails_after", self.random.randrange(PAGES)),
+            self.crash_postgres,
             self.mend,
             self.mend,
         ]
         choice(actions)()
+
+    def crash_postgres(self) -> None:
+        """Empty the cache; the Supervisor, which hears of it from the monitor, says so later."""
+        status = self.manager.state.prewarm.status
+        self.cache.crash([self.random.randrange(PAGES)], was_warmed=status is not PrewarmStatus.NOT_PREWARMED)
+        self.runtime.later(self.random.choice([0.0, 0.5, 3.0]), partial(self.ref.tell, CacheLost()))
 
     def mend(self) -> None:
         """Let everything work again."""

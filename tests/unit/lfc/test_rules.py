@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from compute_node.actors.lfc_manager.places import NO_ADDRESS, NO_ENDPOINT
 from compute_node.actors.lfc_manager.rules import (
+    MOST_AGAIN,
     OFFLOADS,
     PREWARMS,
     RETRY_S,
@@ -307,6 +308,7 @@ def test_without_a_prewarm_there_is_no_error_and_nothing_is_counted() -> None:
     [
         (OffloadEvent.FAILED, b'{"status":"failed","error":"no"}', {LFC_OFFLOAD_ERRORS.name: 1}),
         (OffloadEvent.NOTHING_CACHED, b'{"status":"skipped"}', {}),
+        (OffloadEvent.CACHE_LOST, b'{"status":"skipped"}', {}),
     ],
 )
 def test_an_offload_that_saves_nothing_says_why_and_an_empty_cache_is_no_error(
@@ -378,15 +380,69 @@ def test_an_interval_that_comes_during_an_offload_counts_from_its_end() -> None:
 
 
 def test_a_cache_that_a_crash_has_emptied_is_warmed_again_before_anything_is_saved() -> None:
-    life = after(DONE, autoprewarm=False)
-    assert not life.hear(CacheLost()).of(StartPrewarm), "nobody wants that"
+    assert not Life().hear(CacheLost()).of(StartPrewarm), "it was as it had come about"
+    assert after(DONE).hear(CacheLost()).of(StartPrewarm)
+    assert not after(CANCELLED).hear(CacheLost()).of(StartPrewarm), "somebody has decided otherwise"
     life = Life(autoprewarm=True, offload_lfc_interval_seconds=5).prewarm_ends(DONE).hear(CacheLost())
     assert life.of(StartPrewarm)
     assert not life.hear(OffloadDue()).of(StartOffload)
-    assert not life.hear(CacheLost()).of(StartPrewarm), "one is under way"
     life.prewarm_ends(FAILED, error="the connection was lost").hear(CacheLost())
     assert life.of(StartPrewarm)
     assert not life.hear(StopLfc(), CacheLost()).of(StartPrewarm)
+
+
+def test_a_crash_during_a_prewarm_lets_it_begin_again_when_it_has_failed() -> None:
+    life = after(DONE).hear(Prewarm(), CacheLost())
+    assert not life.of(StartPrewarm), "one is under way"
+    life.prewarm_ends(FAILED, error="the connection was lost")
+    assert life.of(StartPrewarm)
+    assert life.state.prewarm.status is PrewarmStatus.PREWARMING
+    for event in (DONE, MISSING, CANCELLED):
+        assert not after(DONE).hear(Prewarm(), CacheLost()).prewarm_ends(event).of(StartPrewarm), event
+
+
+def test_a_prewarm_of_which_postgres_crashes_is_not_begun_for_ever() -> None:
+    life = Life(autoprewarm=True, offload_lfc_interval_seconds=5)
+    for _ in range(MOST_AGAIN):
+        life.prewarm_ends(FAILED, error="the connection was lost").hear(CacheLost())
+        assert life.of(StartPrewarm)
+    life.prewarm_ends(FAILED, error="the connection was lost").hear(CacheLost())
+    assert not life.of(StartPrewarm)
+    assert "is not prewarmed again" in life.logs[-1][1]
+    assert not life.hear(OffloadDue()).of(StartOffload)
+    assert life.hear(Prewarm()).refusal is None, "somebody may try again"
+    life.prewarm_ends(DONE).hear(CacheLost())
+    assert life.of(StartPrewarm), "and what is whole was no such prewarm"
+
+
+def test_what_was_whole_is_saved_only_while_the_cache_has_still_the_same_life() -> None:
+    """A tick may come between a crash and the moment at which it is noticed."""
+    life = Life(offload_lfc_interval_seconds=5)
+    assert life.hear(Offload()).of(StartOffload)[0].life is None, "nothing was asked to be warm"
+    life.offload_ends(life="1").hear(Offload())
+    assert life.of(StartOffload)[0].life is None
+    life = Life(offload_lfc_interval_seconds=5).hear(Prewarm()).prewarm_ends(DONE, life="1")
+    life.hear(OffloadDue())
+    assert life.of(StartOffload)[0].life == "1"
+    life.offload_ends(OffloadEvent.CACHE_LOST, error="a crash of Postgres has emptied the cache")
+    assert life.state.offload.status is OffloadStatus.SKIPPED
+    assert life.of(StartPrewarm)
+    life.prewarm_ends(DONE, life="2").hear(Offload())
+    assert life.of(StartOffload)[0].life == "2"
+    life.offload_ends(OffloadEvent.CACHE_LOST, error="").hear(CancelPrewarm()).prewarm_ends(CANCELLED)
+    assert life.hear(Offload(force=True)).of(StartOffload)[0].life is None, "what is forced is taken as it is"
+
+
+def test_a_cache_that_was_saved_counts_as_whole_where_a_prewarm_found_nothing() -> None:
+    life = after(MISSING).hear(Offload()).offload_ends(life="1").hear(Offload())
+    assert life.of(StartOffload)[0].life == "1"
+
+
+def test_a_last_offload_of_an_emptied_cache_is_not_saved_and_nothing_begins() -> None:
+    life = Life().hear(Prewarm()).prewarm_ends(DONE, life="1").hear(OffloadLast())
+    life.offload_ends(OffloadEvent.CACHE_LOST, error="a crash")
+    assert life.of(TellSupervisor) == [TellSupervisor(LastOffloadEnded("a crash"))]
+    assert not life.of(StartPrewarm)
 
 
 # --- Trying again
