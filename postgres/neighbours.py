@@ -3,13 +3,10 @@
 They speak the protocol of Postgres, and little else of it: no query can be cancelled, and a connection is only closed.
 """
 
-import contextlib
-import socket
-import threading
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..messages.secret import Secret
-from .connection import LIBPQ_TIMEOUT_S, connect_once, find_addresses
+from .connection import LIBPQ_TIMEOUT_S, connect_once, look_up
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -97,45 +94,16 @@ def _keywords(conninfo: Secret, token: Secret | None, options: str | None) -> di
 
 
 async def _find(keywords: dict[str, Any]) -> None:
-    """Look the host up, on a thread of its own that nobody waits for: psycopg and asyncio would wait for theirs."""
-    import asyncio
-
+    """Look the host up; psycopg would wait for a thread that asyncio waits for."""
     host = str(keywords.get("host") or "localhost")
     if "hostaddr" in keywords or "," in host or host.startswith("/"):
         return
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[tuple[str, ...] | OSError] = loop.create_future()
-    port = int(keywords.get("port") or 5432)
-
-    def settle(result: tuple[str, ...] | OSError) -> None:
-        if not found.done():
-            found.set_result(result)
-
-    def look() -> None:
-        try:
-            result: tuple[str, ...] | OSError = find_addresses(host, port)
-        except OSError as error:
-            result = error
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result)
-
-    if _is_address(host):
-        settle((host,))
-    else:
-        threading.Thread(target=look, name="look-up", daemon=True).start()
-    result = await found
-    if isinstance(result, OSError):
-        msg = f"the host {host!r} cannot be found: {result.strerror or result}"
-        raise NeighbourError(msg) from result
+    try:
+        result = await look_up(host, int(keywords.get("port") or 5432))
+    except OSError as error:
+        msg = f"the host {host!r} cannot be found: {error.strerror or error}"
+        raise NeighbourError(msg) from error
     keywords["host"], keywords["hostaddr"] = ",".join(host for _ in result), ",".join(result)
-
-
-def _is_address(host: str) -> bool:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            socket.inet_pton(family, host)
-            return True
-    return False
 
 
 async def _query(pgconn: "PGconn", query: str) -> Rows:

@@ -17,14 +17,14 @@ import msgspec
 from ..actors.kit.jobs import Cancellation
 from ..messages.secret import Secret
 from ..messages.spec import ComputeConfig, ControlPlaneConfig, ControlPlaneStatus, control_plane_decoder
+from ..postgres.web import Limits, Request, Response, WebError, exchange
 from .configuration import ConfigurationError
 from .signals import STOPPING, SignalPipe, StoppedError
-from .web import Response, WebError, get
 
 ATTEMPTS: Final = 3
 PAUSE_S: Final = 0.1
-TIMEOUT_S: Final = 30.0
-"""For one attempt, from the connection to the last byte."""
+LIMITS: Final = Limits(total_s=30.0)
+"""For one attempt."""
 NO_RESPONSE: Final = "unknown"
 """The metric's label for an attempt without a response."""
 EXHAUSTED: Final = "Exhausted all attempts to retrieve the config from the control plane"
@@ -120,7 +120,7 @@ def fetch(
 
 def _attempt(url: str, headers: dict[str, str], cancellation: Cancellation) -> tuple[str, Outcome]:
     try:
-        response = get(url, headers, cancellation, timeout_s=TIMEOUT_S)
+        response = exchange(Request(url, headers), LIMITS, cancellation)
     except WebError as error:
         text = f"could not perform request to control plane: {error}"
         return NO_RESPONSE, Failed(text, Blame.PASSING)
