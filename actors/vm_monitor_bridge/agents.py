@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from ...messages.settings import Address
-from ...postgres.connection import run_async
 from ..kit.jobs import Cancellation
 from .port import Agents, Heard, VmError
 from .private import Listening
@@ -30,19 +29,16 @@ class WebsocketAgents(Agents):
         from .websocket import Service
 
         with self._listen() as sock:
+            address = Address(self._address.host, sock.getsockname()[1])
             service = Service(sock, heard)
-
-            async def serve() -> None:
-                with self._lock:
-                    self._service = service
-                heard(Listening(str(Address(self._address.host, sock.getsockname()[1]))))
-                await service.run()
-
-            try:
-                run_async(serve, cancellation)
-            finally:
-                with self._lock:
-                    self._service = None
+        with self._lock:
+            self._service = service
+        try:
+            heard(Listening(str(address)))
+            service.run(cancellation)
+        finally:
+            with self._lock:
+                self._service = None
 
     @override
     def send(self, connection: int, message: ToAgent) -> None:

@@ -450,6 +450,10 @@ class _Turn:
                 Close(message.connection, PROTOCOL_ERROR, "no common version"),
             )
             return
+        if self.state.agent is not None and message.connection < self.agent.connection:
+            why = "a newer connection is served"  # this one's offer was late
+            self.effects.append(Close(message.connection, GOING_AWAY, why))
+            return
         if self.state.agent is not None:
             self.drop(GOING_AWAY, f"a newer connection, from {message.address}, takes its place")
         self.set(

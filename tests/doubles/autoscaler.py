@@ -153,6 +153,21 @@ class RawPeer:
         with contextlib.suppress(OSError):
             self.socket.sendall(b"".join(_frame(payload, 1) for payload in payloads))
 
+    def hears(self) -> bytes:
+        """Take one frame in, whatever it is; returns what it holds."""
+        length = self._take(2)[1]
+        if length >= 126:
+            length = int.from_bytes(self._take(2 if length == 126 else 8), "big")
+        return self._take(length)
+
+    def _take(self, size: int) -> bytes:
+        taken = b""
+        while len(taken) < size:
+            piece = self.socket.recv(size - len(taken))
+            assert piece, "the connection is over"
+            taken += piece
+        return taken
+
     def offer(self) -> None:
         self.upgrade()
         self.say(b'{"min":1,"max":1}')

@@ -87,11 +87,19 @@ class FakeAgents(Agents):
     # --- What peers do
 
     def connect(self, *, lowest: int = 1, highest: int = 1) -> Peer:
-        assert self.heard is not None, "nobody listens"
+        peer = self.arrive()
+        self.offer(peer, lowest=lowest, highest=highest)
+        return peer
+
+    def arrive(self) -> Peer:
+        """Connect, and say nothing yet."""
         peer = Peer(len(self.peers) + 1)
         self.peers.append(peer)
-        self.heard(AgentOffered(peer.number, f"10.0.0.{peer.number % 250}:40000", Offer(lowest, highest)))
         return peer
+
+    def offer(self, peer: Peer, *, lowest: int = 1, highest: int = 1) -> None:
+        assert self.heard is not None, "nobody listens"
+        self.heard(AgentOffered(peer.number, f"10.0.0.{peer.number % 250}:40000", Offer(lowest, highest)))
 
     def say(self, peer: Peer, said: FromAgent | Unreadable) -> None:
         assert self.heard is not None, "nobody listens"

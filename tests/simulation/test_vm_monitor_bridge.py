@@ -373,6 +373,18 @@ def test_the_newest_agent_takes_the_place_of_the_one_before(stage: Stage) -> Non
     assert stage.shown().connections == 2
 
 
+def test_a_late_offer_of_an_older_connection_takes_nobodys_place(stage: Stage) -> None:
+    older = stage.agents.arrive()
+    newer = stage.connect()
+    stage.agents.offer(older)
+    stage.runtime.settle()
+
+    assert older.closed == (state.GOING_AWAY, "a newer connection is served")
+    assert newer.is_open()
+    assert stage.say(newer, HealthCheck(id=2)) == [HealthAnswer(2)]
+    assert stage.shown().connections == 1
+
+
 def test_what_an_agent_that_is_gone_has_asked_is_answered_to_nobody(stage: Stage) -> None:
     stage.use(MIB)
     first = stage.connect()

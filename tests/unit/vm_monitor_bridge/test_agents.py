@@ -1,21 +1,31 @@
 """The bridge and its agents over real websockets, agents in good order and bad peers; memory and cache are made up."""
 
 import contextlib
+import functools
+import gc
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from errno import ECONNABORTED, EMFILE
 from typing import Any
 
 import pytest
 from compute_node.actors.kit.actor import Actor, Ref
-from compute_node.actors.kit.jobs import Cancellation
+from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.actors.kit.threaded import ThreadedRuntime
-from compute_node.actors.vm_monitor_bridge import websocket
+from compute_node.actors.vm_monitor_bridge import protocol, websocket
 from compute_node.actors.vm_monitor_bridge.actor import VmMonitorBridge
 from compute_node.actors.vm_monitor_bridge.agents import WebsocketAgents
 from compute_node.actors.vm_monitor_bridge.decisions import FILE_CACHE, MIB, Summary, usable
 from compute_node.actors.vm_monitor_bridge.port import FileCache, Heard, Memory
-from compute_node.actors.vm_monitor_bridge.private import CgroupFound, MemoryUsed
+from compute_node.actors.vm_monitor_bridge.private import (
+    AgentGone,
+    AgentOffered,
+    CgroupFound,
+    Listening,
+    MemoryUsed,
+)
 from compute_node.messages.base import Message
 from compute_node.messages.metrics import AUTOSCALING_MESSAGES
 from compute_node.messages.settings import Address
@@ -34,6 +44,10 @@ from doubles.vm import GIB, FakeMachine
 from fix_postgres import wait_until
 
 WAIT_S = 30.0
+THREADS = 4
+"""Of a connection: one reads, one writes, and the library's two."""
+MOST_THREADS = 2 * websocket.MAX_CONNECTIONS * THREADS
+"""At most half of them; the others may be on their last step."""
 
 
 class Silent(Actor[Message]):
@@ -287,7 +301,7 @@ def test_a_storm_of_reconnects_leaves_one_connection_no_thread_and_no_descriptor
         for number in range(200):
             peer = stack.enter_context(RawPeer(port))
             peer.offer()
-            assert threading.active_count() == threads, "a connection made a thread"
+            assert threading.active_count() <= threads + MOST_THREADS
             if number % 3 == 0:
                 peer.reset()
             else:
@@ -297,12 +311,32 @@ def test_a_storm_of_reconnects_leaves_one_connection_no_thread_and_no_descriptor
         for peer in peers:
             assert peer.is_closed_by_the_other_side()
             peer.socket.close()
-        wait_until(lambda: descriptors() <= opened + 6, "what the storm had opened is closed", WAIT_S)
+        wait_until(lambda: descriptors() <= opened + 8, "one connection is open, with both ends here", WAIT_S)
+        wait_until(
+            lambda: threading.active_count() <= threads + THREADS + 1, "no more than its threads", WAIT_S
+        )
         assert bridge.shown.phase is MonitorPhase.SERVING
         last.check_health()
     bridge.await_phase(MonitorPhase.WAITING)
     wait_until(lambda: descriptors() <= opened, "no descriptor is left", WAIT_S)
-    assert threading.active_count() == threads
+    wait_until(lambda: threading.active_count() == threads, "no thread is left", WAIT_S)
+
+
+@pytest.mark.blocking_handlers  # as above
+def test_a_storm_of_strangers_makes_no_storm_of_threads(bridge: Bridge) -> None:
+    port, threads = bridge.port, threading.active_count()
+    most = 0
+    with contextlib.ExitStack() as stack:
+        for number in range(150):
+            stranger = stack.enter_context(RawPeer(port))
+            if number % 2:
+                with contextlib.suppress(OSError):  # it was pushed out by then
+                    stranger.upgrade()
+            most = max(most, threading.active_count())
+        assert most <= threads + MOST_THREADS
+        with Agent(port) as agent:
+            agent.check_health()
+    wait_until(lambda: threading.active_count() == threads, "no thread is left", WAIT_S)
 
 
 @pytest.mark.blocking_handlers  # as above
@@ -316,6 +350,33 @@ def test_strangers_beyond_the_limit_push_out_one_another_and_never_the_agent(bri
         agent.check_health()
         assert b" 101 " in strangers[-1].upgrade()
     assert bridge.shown.connections == 1
+
+
+def test_a_replaced_agent_that_does_not_say_goodbye_is_not_waited_for(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "PING_S", 600.0)  # what else would end it
+    monkeypatch.setattr(websocket, "CLOSE_S", 600.0)
+    bridge.stop()
+    port = bridge.start().port
+    with RawPeer(port) as mute:
+        mute.offer()
+        bridge.await_phase(MonitorPhase.SERVING)
+        with Agent(port) as agent:
+            agent.check_health()
+            bridge.await_phase(MonitorPhase.SERVING)
+            assert bridge.shown.connections == 2
+            mute.socket.close()
+
+
+def test_a_replaced_agent_that_does_not_say_goodbye_is_cut_off(bridge: Bridge) -> None:
+    port = bridge.port
+    with RawPeer(port) as mute:
+        mute.offer()
+        bridge.await_phase(MonitorPhase.SERVING)
+        with Agent(port) as agent:
+            assert mute.is_closed_by_the_other_side()
+            agent.check_health()
 
 
 def test_the_stop_says_goodbye_and_closes_the_port_and_waits_for_nobody(
@@ -345,6 +406,165 @@ def test_an_address_that_is_taken_is_told_with_what_to_do() -> None:
     assert error is not None
     assert f"127.0.0.1:{taken.port} cannot be listened at: Address already in use" in error
     assert "--vm-monitor-addr" in error
+
+
+def test_a_connection_that_cannot_be_accepted_is_not_the_end(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = bridge.port
+    right, failures = socket.socket.accept, [EMFILE, ECONNABORTED]
+
+    def failing(door: socket.socket) -> object:
+        if failures:
+            raise OSError(failures.pop(), "not now")
+        return right(door)
+
+    monkeypatch.setattr(websocket, "ACCEPT_PAUSE_S", 0.01)
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    for _ in range(3):  # the first one may have been accepted by who was there before
+        with Agent(port) as agent:
+            agent.check_health()
+    assert failures == []
+    assert len([text for text in caplog.messages if "no connection can be accepted" in text]) == 1
+
+
+def test_a_machine_without_a_thread_to_spare_is_told_and_tried_again(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = bridge.port
+    right, failures = threading.Thread.start, [1]
+
+    def failing(thread: threading.Thread) -> None:
+        if failures and isinstance(vars(thread)["_target"], functools.partial):  # one for a connection
+            failures.pop()
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        right(thread)
+
+    with Agent(port) as agent:
+        agent.check_health()
+        monkeypatch.setattr(threading.Thread, "start", failing)
+        with RawPeer(port) as stranger:
+            assert stranger.is_closed_by_the_other_side()
+        assert agent.await_close() == 1001
+    told = "the machine has no thread to spare for a connection: can't start new thread"
+    wait_until(lambda: told in caplog.text, "it is told", WAIT_S)
+    wait_until(lambda: bridge.shown.address, "it listens again", WAIT_S)
+    with Agent(bridge.port) as agent:
+        agent.check_health()
+
+
+class Served:
+    """The server without the bridge: what was heard, and what is sent is up to the test."""
+
+    def __init__(self) -> None:
+        self.agents = WebsocketAgents(Address("127.0.0.1", 0))
+        self.heard: list[Message] = []
+        self.cancellation = Cancellation()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        wait_until(lambda: self.heard, "it listens", WAIT_S)
+
+    def _run(self) -> None:
+        with contextlib.suppress(CancelledError):
+            self.agents.serve(self.heard.append, self.cancellation)
+
+    @property
+    def port(self) -> int:
+        (listening,) = (message for message in self.heard if isinstance(message, Listening))
+        return int(listening.address.rpartition(":")[2])
+
+    def await_offers(self, count: int) -> list[int]:
+        def offers() -> list[int]:
+            return [message.connection for message in self.heard if isinstance(message, AgentOffered)]
+
+        wait_until(lambda: len(offers()) == count, "they have offered", WAIT_S)
+        return offers()
+
+    def is_gone(self, connection: int) -> bool:
+        return any(isinstance(one, AgentGone) and one.connection == connection for one in self.heard)
+
+    def end(self) -> None:
+        self.cancellation.request()
+        self.thread.join(WAIT_S)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    made = Served()
+    yield made
+    made.end()
+
+
+def test_who_does_not_read_is_cut_off_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(websocket, "SEND_S", 0.3)
+    served: Served = request.getfixturevalue("served")
+    with RawPeer(served.port) as deaf, RawPeer(served.port) as other:
+        deaf.offer()
+        (first,) = served.await_offers(1)
+        for _ in range(websocket.MAX_UNSENT // 2):
+            served.agents.send(first, protocol.NotUnderstood("x" * 300_000, 2))
+        other.offer()
+        _, second = served.await_offers(2)
+        served.agents.send(second, protocol.HealthAnswer(4))
+        assert other.hears() == b'{"type":"HealthCheck","id":4}'
+        wait_until(lambda: served.is_gone(first), "it is cut off", WAIT_S)
+        assert not served.is_gone(second)
+
+
+def test_no_more_than_so_much_waits_for_who_does_not_read(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(websocket, "SEND_S", 600.0)
+    served: Served = request.getfixturevalue("served")
+    with RawPeer(served.port) as deaf:
+        deaf.offer()
+        (first,) = served.await_offers(1)
+        for number in range(20 * websocket.MAX_UNSENT):
+            served.agents.send(first, protocol.NotUnderstood("x" * 30_000, number))
+        service = served.agents._service
+        assert service is not None
+        assert service._agents[first].outgoing.qsize() <= websocket.MAX_UNSENT
+        assert not service._agents[first].is_served, "strangers may push it out"
+
+
+def test_what_was_said_before_a_goodbye_comes_before_it(served: Served) -> None:
+    with RawPeer(served.port) as peer:
+        peer.offer()
+        (first,) = served.await_offers(1)
+        for number in range(2, 42, 2):
+            served.agents.send(first, protocol.HealthAnswer(number))
+        served.agents.close(first, 1002, "x" * 500)
+        served.agents.send(first, protocol.HealthAnswer(99))
+        for number in range(2, 42, 2):
+            assert peer.hears() == f'{{"type":"HealthCheck","id":{number}}}'.encode()
+        goodbye = peer.hears()
+        assert goodbye[:2] == (1002).to_bytes(2, "big")
+        assert len(goodbye) <= 125, "what a close frame holds"
+        assert peer.is_closed_by_the_other_side()
+    wait_until(lambda: served.is_gone(first), "it is gone", WAIT_S)
+
+
+def test_a_server_that_ends_leaves_no_thread_and_no_descriptor_whoever_was_there() -> None:
+    threads, opened = threading.active_count(), descriptors()
+    served = Served()
+    port = served.port
+    with RawPeer(port) as mute, RawPeer(port) as half_open, RawPeer(port) as deaf, RawPeer(port) as agent:
+        half_open.upgrade()
+        deaf.offer()
+        agent.offer()
+        first, _ = served.await_offers(2)
+        for _ in range(websocket.MAX_UNSENT):
+            served.agents.send(first, protocol.NotUnderstood("x" * 300_000, 2))
+        served.end()
+        wait_until(lambda: threading.active_count() == threads, "no thread is left", WAIT_S)
+        for peer in (mute, half_open, agent):
+            assert peer.is_closed_by_the_other_side()
+    gc.collect()  # the library's server forgets the poll that it waits in
+    assert descriptors() <= opened
 
 
 def test_garbage_of_every_kind_is_survived(bridge: Bridge) -> None:
