@@ -25,7 +25,7 @@ from ..messages.settings import (
     Address,
     SourceName,
 )
-from ..postgres.connection import parse_connstr
+from ..postgres.connection import parse_connection, parse_connstr
 
 AUTOSCALING: Final = "AUTOSCALING"
 """The variable that turns autoscaling on, whatever its value."""
@@ -286,7 +286,7 @@ def _add_vm(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--filecache-connstr",
-        type=Secret,
+        type=_connection,
         metavar="DSN",
         help="how the size of the file cache is set, a URL or `host=... port=...` (default as -C)",
     )
@@ -319,6 +319,14 @@ def _flag(name: str) -> str:
 def _connstr(text: str) -> Secret:
     try:
         parse_connstr(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Secret(text)
+
+
+def _connection(text: str) -> Secret:
+    try:
+        parse_connection(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return Secret(text)

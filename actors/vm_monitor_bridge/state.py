@@ -3,7 +3,8 @@
     off -> listening for agents -> an agent has connected -> its sizes are set -> serving
 
 One sizing at a time, in the order in which they were asked for; health checks are answered beside it. What the agent
-asks is answered exactly once, unless its connection is over by then.
+asks is answered exactly once, unless its connection is over by then. A downscale is judged before its sizes are set and,
+since that takes time, after: then the sizes before it are set again where it must not be.
 """
 
 import logging
@@ -72,8 +73,12 @@ class Kind(Enum):
     SET_UP = "set_up"
     UPSCALE = "upscale"
     DOWNSCALE = "downscale"
+    RESTORE = "restore"
+    """After a downscale that must not be any more; nobody waits for it."""
 
 
+NOBODY: Final = 0
+"""The connection of a task that no agent has asked for."""
 FAILED: Final = {Kind.UPSCALE: "failed to handle upscale", Kind.DOWNSCALE: "failed to downscale"}
 
 
@@ -131,6 +136,8 @@ class BridgeState(msgspec.Struct, frozen=True):
     """None: nobody has looked yet."""
     queue: tuple[Task, ...] = ()
     sizing: Task | None = None
+    sizing_run: int = 0
+    """The run that the sizing under way belongs to."""
     works: int = 0
     """Sizings that were begun; the number of the one under way."""
     preparing: int | None = None
@@ -360,6 +367,7 @@ class _Turn:
             watch_pause_s=FIRST_PAUSE_S,
             cgroup=None,
             has_file_cache=None,
+            queue=(),
         )
         self.set_sizes(None, None, None)
 
@@ -558,7 +566,7 @@ class _Turn:
             assert task.total is not None  # noqa: S101 - the agent has said it
             self.done(task, task.total, None)
             return
-        self.set(sizing=task, works=self.state.works + 1)
+        self.set(sizing=task, sizing_run=self.state.run, works=self.state.works + 1)
         self.effects.append(Size(self.state.works, self.state.postmaster, task.total, cache))
 
     def unmanaged(self, task: Task) -> None:
@@ -589,10 +597,14 @@ class _Turn:
         if task is None or message.work != self.state.works:
             return
         self.set(sizing=None)
-        if not self.state.on:
+        if not self.state.on or self.state.sizing_run != self.state.run:
             return
         if task.kind is Kind.SET_UP or message.file_cache is not None:
             self.set(has_file_cache=message.file_cache is not None if self.state.resizes else None)
+        if task.kind is Kind.DOWNSCALE and not self.may_shrink(task):  # more memory is in use by now
+            restore = Task(Kind.RESTORE, NOBODY, total=self.state.total)
+            self.set(queue=(restore, *self.state.queue))
+            return
         self.done(task, message.total, message.file_cache)
 
     def done(self, task: Task, total: int, file_cache: int | None) -> None:
@@ -611,6 +623,8 @@ class _Turn:
             case Kind.DOWNSCALE:
                 self.answer(task, protocol.DownscaleResult(ok=True, status=reason, id=task.id))
                 self.decided("downscale_approved", reason)
+            case Kind.RESTORE:
+                self.decided("sizes_restored", reason)
         self.ask_if_needed()
 
     def set_sizes(self, total: int | None, threshold: int | None, file_cache: int | None) -> None:
@@ -637,13 +651,13 @@ class _Turn:
         if task is None or work != self.state.works:
             return
         self.set(sizing=None)
-        if not self.state.on:
+        if not self.state.on or self.state.sizing_run != self.state.run:
             return
-        if task.kind is not Kind.SET_UP:
+        if task.kind in FAILED:
             self.fail(task, error)
             return
-        self.decided("set_up_failed", error)
-        if self.is_current(task.connection):
+        self.decided(f"{task.kind.value}_failed", error)
+        if task.kind is Kind.SET_UP and self.is_current(task.connection):
             self.drop(INTERNAL_ERROR, f"its sizes could not be set: {error}")
 
     def fail(self, task: Task, why: str) -> None:

@@ -16,6 +16,8 @@ The numbers are those of the promises that every supervisor of a Postgres makes:
     test_the_wall_clock_decides_nothing
 14  nothing optional keeps a node from running: the monitor's looks may last for ever, the servers' binding too
 15  a configuration that Postgres refuses is neither installed nor started with: `Machine._install`, `Machine.spawn`
+16  Postgres starts on a machine that is ready, and its memory is watched exactly while it runs: `ScaledWorld`
+17  an agent that asks is answered once, never approved blindly, and asked for memory once a second: `Chaos`
 
 Not here: 6 (pipes), 12 (secrets) need the real thing and have tests of their own.
 """

@@ -1,21 +1,29 @@
 """A whole node with AUTOSCALING and an agent, in a real cgroup where there is one; the file cache on real Postgres."""
 
 import contextlib
+import os
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from compute_node.actors.kit.jobs import Cancellation
+from compute_node.actors.kit.jobs import Cancellation, CancelledError
+from compute_node.actors.vm_monitor_bridge.cgroup import CgroupMemory
 from compute_node.actors.vm_monitor_bridge.decisions import MIB, threshold, usable
 from compute_node.actors.vm_monitor_bridge.file_cache import NeonFileCache
 from compute_node.actors.vm_monitor_bridge.port import VmError
+from compute_node.actors.vm_monitor_bridge.private import CgroupFound, MemoryUsed
+from compute_node.messages.base import Message
 from compute_node.messages.secret import Secret
+from compute_node.messages.vm import CgroupSeen
 from compute_node.postgres import cgroup
 from compute_node.postgres.binaries import Binaries
 
-from doubles.autoscaler import Agent
+from doubles.autoscaler import Agent, CallError
 from fix_node import MakeNode, spec
 from fix_postgres import Cluster, MakeCluster, Ports, wait_until
 from integration.test_connection import in_thread
@@ -92,6 +100,106 @@ def test_a_node_speaks_with_its_agent_and_postgres_runs_in_its_cgroup(
         assert node.stop() == 0, node.log
         assert agent.await_close() == 1001
     assert processes(group) == set()
+
+
+HOG = """
+import sys
+held = bytearray(int(sys.argv[1]))
+held[::4096] = b"x" * len(held[::4096])
+print("held", flush=True)
+sys.stdin.read()
+"""
+LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
+
+
+def test_the_memory_and_the_limit_of_a_real_group_are_read(group: Path) -> None:
+    version = 1 if (group / LIMIT_FILES[1]).exists() else 2
+    held, limit = 64 * MIB, 512 * MIB
+    (group / LIMIT_FILES[version]).write_text(str(limit))
+    heard: list[Message] = []
+    cancellation = Cancellation()
+    with subprocess.Popen(
+        ["/bin/sh", "-c", 'read _ && exec "$@"', "sh", sys.executable, "-c", HOG, str(held)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as hog:
+        assert hog.stdin is not None
+        assert hog.stdout is not None
+        (group / "cgroup.procs").write_text(str(hog.pid))
+        watching = in_thread(lambda: CgroupMemory().watch(hog.pid, heard.append, cancellation))
+        wait_until(lambda: len(heard) > 1, "it is watched", WAIT_S)
+        found, first = heard[:2]
+        assert isinstance(found, CgroupFound)
+        assert found.cgroup == CgroupSeen(str(group), version, limit)
+        assert isinstance(first, MemoryUsed)
+        assert first.summary.average < held, "what is counted is of this group alone"
+        hog.stdin.write(b"go\n")
+        hog.stdin.flush()
+        assert hog.stdout.readline() == b"held\n"
+        wait_until(lambda: used(heard) >= held, "what is held is seen", WAIT_S)
+        assert CgroupMemory().total(hog.pid) == limit
+        cancellation.request()
+        with pytest.raises(CancelledError):
+            watching.result(WAIT_S)
+        hog.stdin.close()
+        hog.wait(WAIT_S)
+
+
+def used(heard: list[Message]) -> int:
+    return next(one.summary.average for one in reversed(heard) if isinstance(one, MemoryUsed))
+
+
+ONLY_VERSION_2 = 'umount -a -t cgroup,cgroup2 && mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
+"""In a mount namespace of its own: the machine of a modern distribution, perhaps without the memory controller."""
+
+
+@pytest.fixture
+def group2() -> Iterator[Path]:
+    """A cgroup of version 2, made for this test in whatever this machine has mounted or can mount."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount cgroups")
+    namespace = ["unshare", "--mount", "/bin/sh", "-c", ONLY_VERSION_2, "sh"]
+    name = f"compute-node-{uuid.uuid4().hex[:8]}"
+    made = subprocess.run([*namespace, "mkdir", f"/sys/fs/cgroup/{name}"], capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no cgroup of version 2 can be made here: {made.stderr.decode().strip()}")
+    yield Path("/sys/fs/cgroup", name)
+    subprocess.run([*namespace, "rmdir", f"/sys/fs/cgroup/{name}"], check=True)
+
+
+def test_postgres_runs_in_its_cgroup_of_version_2_and_memory_that_is_not_known_is_no_zero(
+    group2: Path, make_node: MakeNode, binaries15: Binaries, free_port: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSCALING", "")
+    port = free_port()
+    node = make_node(binaries15)
+    node.command = ["unshare", "--mount", "/bin/sh", "-c", ONLY_VERSION_2, "sh", *node.command]
+    node.run(spec(), "--vm-monitor-addr", f"127.0.0.1:{port}", "--cgroup", group2.name)
+    postmaster = node.postmaster()
+    places = []
+    for pid in (postmaster, *(child.pid for child in psutil.Process(postmaster).children())):
+        with contextlib.suppress(OSError):  # it was one that does not stay
+            places += [
+                line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line[:3] == "0::"
+            ]
+    assert len(places) > 3
+    assert set(places) == {f"0::/{group2.name}"}, node.log
+
+    def looked() -> object:
+        shown = node.call("GET", "/autoscaling").body
+        return shown["phase"] == "waiting" and (shown["error"] or shown["memory"])
+
+    wait_until(looked, "it listens, and has looked at the memory", WAIT_S)
+    with Agent(port) as agent:
+        agent.check_health()
+        if node.call("GET", "/autoscaling").body["memory"] is None:
+            try:
+                approved, status = agent.downscale(64 * GIB)
+            except CallError as error:
+                approved, status = False, str(error)
+            assert not approved, "although nothing is known of the memory in use"
+            assert "enough cgroup memory stats" in status or "is not known" in status
+        assert node.stop() == 0, node.log
 
 
 # --- The file cache --------------------------------------------------------------------------------------

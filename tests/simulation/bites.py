@@ -34,6 +34,9 @@ from compute_node.actors.supervisor.lifecycle import Event
 from compute_node.actors.supervisor.private import LingerEnded, StopOverdue
 from compute_node.actors.supervisor.state import Step
 from compute_node.actors.supervisor.turn import Turn
+from compute_node.actors.vm_monitor_bridge import decisions as vm_decisions
+from compute_node.actors.vm_monitor_bridge import state as bridge
+from compute_node.actors.vm_monitor_bridge.decisions import Asking, Denial, Stale
 from compute_node.messages.lifecycle import ConfigureFailed, GetStatus, Status, Terminate, Terminated
 from compute_node.messages.postgres import (
     ConfigurationAccepted,
@@ -44,9 +47,11 @@ from compute_node.messages.postgres import (
     StartPostgres,
     StopRung,
 )
+from compute_node.messages.vm import VmPrepared
 
 from simulation.cache_lives import check_cache
 from simulation.lives import FoundError, check
+from simulation.vm_lives import check_bridge, check_scaled
 
 SEEDS: Final = 1_000
 NO_GUARD: Final = "the cache is offloaded although a prewarm is not complete"
@@ -278,6 +283,47 @@ def goes_by_the_wall_clock(right: Any, now_s: float, wall_s: float) -> Any:
     return right(wall_s, wall_s)
 
 
+def starts_without_its_machine(right: Any, myself: Turn) -> None:
+    if myself.attempt is not None:
+        myself.advance(vm_ready=True)
+    right()
+
+
+def keeps_the_queue(right: Any, myself: bridge._Turn) -> None:
+    queue = myself.state.queue
+    right()
+    myself.set(queue=queue)
+
+
+def forgets_when_it_asked(right: Any, memory: Any, limit: int, asking: Asking, now_s: float) -> Any:
+    return right(memory, limit, msgspec.structs.replace(asking, asked_s=None), now_s)
+
+
+def approves(kind: type[Denial | Stale]) -> Callable[..., Any]:
+    def wrong(right: Any, *args: Any) -> Any:
+        judgement = right(*args)
+        return None if isinstance(judgement, kind) else judgement
+
+    return wrong
+
+
+def judges_once(right: Any, _: bridge._Turn, message: Any) -> None:
+    with replaced(bridge._Turn, "may_shrink", lambda *_: True)():
+        right(message)
+
+
+def answers_twice(right: Any, _: bridge._Turn, task: Any, message: Any) -> None:
+    right(task, message)
+    right(task, message)
+
+
+def takes_late_offers(right: Any, myself: bridge._Turn, message: Any) -> None:
+    agent = myself.state.agent
+    if agent is not None and message.connection < agent.connection:
+        myself.drop(bridge.GOING_AWAY, "whoever comes last")
+    right(message)
+
+
 BITES: Final = (
     Bite(
         "a second postmaster is started",
@@ -365,6 +411,52 @@ BITES: Final = (
         "11",
         entry(rules._HANDLERS, rules.PrewarmEnded, takes_for_complete(rules.PrewarmEvent.FAILED)),
         check_cache,
+    ),
+    Bite("the memory is watched without Postgres", "16", replaced(Turn, "stop_vm", nothing), check_scaled),
+    Bite(
+        "Postgres starts before its machine is ready",
+        "16",
+        replaced(Turn, "start_postgres_if_ready", starts_without_its_machine),
+        check_scaled,
+    ),
+    Bite("that the machine is ready is lost", "16", decided(VmPrepared, nothing), check_scaled),
+    Bite(
+        "what an agent that is gone has asked is still done",
+        "17",
+        replaced(bridge._Turn, "forget_agent", keeps_the_queue),
+        check_bridge,
+    ),
+    Bite(
+        "more memory is asked for again and again",
+        "17",
+        replaced(vm_decisions, "should_ask", forgets_when_it_asked),
+        check_bridge,
+    ),
+    Bite(
+        "a downscale is approved although too much is in use",
+        "17",
+        replaced(vm_decisions, "judge_downscale", approves(Denial)),
+        check_bridge,
+    ),
+    Bite(
+        "a downscale is approved against old data",
+        "17",
+        replaced(vm_decisions, "judge_downscale", approves(Stale)),
+        check_bridge,
+    ),
+    Bite(
+        "a downscale is not judged again when its sizes are set",
+        "17",
+        replaced(bridge._Turn, "sized", judges_once),
+        check_bridge,
+    ),
+    Bite("an agent is answered twice", "17", replaced(bridge._Turn, "answer", answers_twice), check_bridge),
+    Bite("an agent is not answered", "17", replaced(bridge._Turn, "fail", nothing), check_bridge),
+    Bite(
+        "a late offer takes the place of a newer agent",
+        "17",
+        replaced(bridge._Turn, "offered", takes_late_offers),
+        check_bridge,
     ),
     Bite("the wall clock measures deadlines", "13", replaced(supervisor, "Moment", goes_by_the_wall_clock)),
     Bite(

@@ -1,58 +1,42 @@
 """The VmMonitorBridge under made-up time: one agent after the other, pressure, trouble; then anything in any order."""
 
-import logging
-import random
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
-from compute_node.actors.kit.actor import Actor, Ref
-from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.vm_monitor_bridge import protocol, state
-from compute_node.actors.vm_monitor_bridge.actor import VmMessage, VmMonitorBridge
 from compute_node.actors.vm_monitor_bridge.decisions import (
     DOWNSCALE_BUFFER,
     FILE_CACHE,
     FRESH_S,
     MIB,
-    REQUEST_PAUSE_S,
     SETTLING_S,
     threshold,
     usable,
 )
+from compute_node.actors.vm_monitor_bridge.private import Sized
 from compute_node.actors.vm_monitor_bridge.protocol import (
     Chosen,
-    DownscaleRequest,
     DownscaleResult,
     Failure,
-    FromAgent,
     HealthAnswer,
     HealthCheck,
     NotUnderstood,
     NoVersion,
-    Resources,
-    ToAgent,
     Unreadable,
     UpscaleConfirmation,
-    UpscaleNotification,
     UpscaleRequest,
-    _Granted,
-    _Target,
 )
 from compute_node.actors.vm_monitor_bridge.state import MAX_UNREADABLE, SET_UP_S
-from compute_node.messages.base import Message
-from compute_node.messages.lifecycle import ActorFailed, ShutdownMode, Status, Terminated
+from compute_node.messages.lifecycle import ShutdownMode, Status, Terminated
 from compute_node.messages.metrics import (
     AUTOSCALING_BYTES,
     AUTOSCALING_CONNECTED,
     AUTOSCALING_DECISIONS,
     AUTOSCALING_MESSAGES,
 )
-from compute_node.messages.settings import NodeSettings
-from compute_node.messages.spec import ComputeSpec
 from compute_node.messages.vm import (
     Autoscaling,
-    GetAutoscaling,
     MonitorPhase,
     PrepareVm,
     StartVmMonitor,
@@ -60,89 +44,12 @@ from compute_node.messages.vm import (
     VmPreparationFailed,
     VmPrepared,
 )
-from msgspec.structs import replace
-from typing_extensions import override
 
 from doubles.specs import a_spec
-from doubles.vm import GIB, GROUP, FakeAgents, FakeFileCache, FakeMachine, FakeMemory, Peer
-from doubles.world import World
-from simulation.lives import silence
+from doubles.vm import GIB, GROUP
+from simulation.vm_lives import ScaledWorld, Stage, check_bridge, check_scaled, grown, shrink
 
 LOGGER = "compute_node.vm_monitor_bridge"
-
-
-def grown(number: int, size: int) -> FromAgent:
-    return UpscaleNotification(id=number, content=_Granted(Resources(1.0, size)))
-
-
-def shrink(number: int, size: int) -> FromAgent:
-    return DownscaleRequest(id=number, content=_Target(Resources(1.0, size)))
-
-
-class Listener(Actor[Message]):
-    """Stands for the Supervisor."""
-
-    def __init__(self) -> None:
-        self.heard: list[Message] = []
-
-    @override
-    def receive(self, message: Message) -> None:
-        self.heard.append(message)
-
-
-class Stage:
-    """A bridge and the world around it."""
-
-    def __init__(self, seed: int = 0, *, watches_cgroup: bool = True) -> None:
-        self.runtime = SimulatedRuntime(seed)
-        self.clock = self.runtime.clock
-        self.listener = Listener()
-        supervisor: Ref[Any] = self.runtime.spawn("supervisor", self.listener)
-        self.agents = FakeAgents()
-        self.memory = FakeMemory(self.clock)
-        self.cache = FakeFileCache(self.clock, self.runtime.later)
-        self.machine = FakeMachine()
-        self.actor = VmMonitorBridge(
-            supervisor,
-            watches_cgroup=watches_cgroup,
-            agents=self.agents,
-            memory=self.memory,
-            file_cache=self.cache,
-            machine=self.machine,
-        )
-        self.bridge: Ref[VmMessage] = self.runtime.spawn("vm_monitor_bridge", self.actor)
-
-    def start(self, *, resizes: bool = True) -> "Stage":
-        self.bridge.tell(StartVmMonitor(4711, resizes))
-        self.runtime.settle()
-        return self
-
-    def stop(self) -> None:
-        self.bridge.tell(StopVmMonitor())
-        self.runtime.settle()
-
-    def connect(self, **versions: int) -> Peer:
-        peer = self.agents.connect(**versions)
-        self.runtime.settle()
-        return peer
-
-    def say(self, peer: Peer, said: FromAgent | Unreadable) -> list[ToAgent]:
-        """Send a message; returns what came back at once."""
-        before = len(peer.received)
-        self.agents.say(peer, said)
-        self.runtime.settle()
-        return peer.received[before:]
-
-    def use(self, used: int, *, count: int = 5) -> None:
-        self.memory.use(used, count=count)
-        self.runtime.settle()
-
-    def shown(self) -> Autoscaling:
-        return self.runtime.ask(self.bridge, GetAutoscaling())
-
-    @property
-    def decisions(self) -> list[str]:
-        return [decided.decision for decided in self.shown().decisions]
 
 
 @pytest.fixture
@@ -262,6 +169,52 @@ def test_a_downscale_is_denied_where_much_is_in_use_and_changes_nothing(stage: S
     assert "800 MiB (current usage) + 100 MiB" in answer.status
     assert stage.cache.size == size
     assert stage.decisions[-1] == "downscale_denied"
+
+
+@pytest.mark.parametrize("in_time", [True, False], ids=["fresh", "old by then"])
+def test_a_downscale_is_not_approved_when_more_is_in_use_by_the_time_it_is_done(
+    *, in_time: bool, stage: Stage
+) -> None:
+    stage.use(200 * MIB)
+    peer = stage.connect()
+    stage.cache.takes_s = 3.0 if in_time else FRESH_S + 1
+    assert stage.say(peer, shrink(2, 1124 * MIB)) == []
+    stage.runtime.advance(2.0)
+    if in_time:
+        stage.use(800 * MIB)
+    stage.runtime.advance(stage.cache.takes_s)
+    answer = peer.received[-1]
+    if in_time:
+        assert isinstance(answer, DownscaleResult)
+        assert not answer.ok
+    else:
+        assert isinstance(answer, Failure)
+    assert stage.memory.expected == threshold(4 * GIB), "as before"
+    stage.runtime.advance(stage.cache.takes_s)
+    assert stage.cache.resized[-2:] == [698 * MIB, 3072 * MIB], "the size of before is set again"
+    assert stage.decisions[-1] == "sizes_restored"
+    assert stage.say(peer, HealthCheck(id=4)) == [HealthAnswer(4)]
+
+
+def test_sizes_that_cannot_be_restored_are_told_and_an_end_forgets_them(stage: Stage) -> None:
+    stage.use(200 * MIB)
+    peer = stage.connect()
+    stage.cache.takes_s = 3.0
+    stage.say(peer, shrink(2, 1124 * MIB))
+    stage.use(800 * MIB)
+    stage.runtime.advance(3.0)
+    assert stage.cache.size == 698 * MIB
+    stage.cache.broken = "no connection to Postgres"
+    stage.runtime.advance(3.0)
+    assert stage.decisions[-1] == "restore_failed"
+    assert peer.is_open()
+
+    stage.cache.broken = None
+    stage.say(peer, shrink(4, 2 * GIB))
+    stage.use(3 * GIB)
+    stage.runtime.advance(3.0)
+    stage.stop()
+    assert stage.actor.state.queue == ()
 
 
 def test_a_downscale_against_old_memory_data_fails_and_one_against_a_single_sample_is_denied(
@@ -552,6 +505,19 @@ def test_a_stop_breaks_a_sizing_off_and_a_start_begins_anew(stage: Stage) -> Non
     assert stage.say(peer, HealthCheck(id=2)) == [HealthAnswer(2)]
 
 
+def test_sizes_that_were_set_for_the_postgres_before_are_not_those_of_the_next(stage: Stage) -> None:
+    peer = stage.connect()
+    sizes = Sized(stage.actor.state.works + 1, 99 * GIB, 70 * GIB)
+    stage.cache.takes_s = 60.0
+    stage.say(peer, grown(2, 99 * GIB))
+    stage.bridge.tell(StartVmMonitor(4712, resizes_file_cache=True))
+    stage.bridge.tell(sizes)  # the outcome was under way already
+    stage.runtime.settle()
+
+    assert stage.shown().total_bytes is None
+    assert stage.memory.expected is None
+
+
 def test_an_address_that_is_taken_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     stage = Stage()
     stage.agents.taken = True
@@ -621,172 +587,15 @@ def test_a_stop_breaks_the_preparation_off_and_nobody_hears_of_it() -> None:
 # --- Anything in any order -------------------------------------------------------------------------------
 
 
-class Chaos:
-    """Does one thing after another, drawn from a seed, and checks the promises at each step."""
-
-    def __init__(self, seed: int) -> None:
-        self.stage = Stage(seed)
-        self.choose = random.Random(seed + 1)  # noqa: S311 - a seeded choice is what is wanted
-        self.sizes = [0, 100 * MIB, 512 * MIB, GIB, 2 * GIB, 4 * GIB, 16 * GIB]
-        self.asked: dict[int, list[int]] = {}
-        """The numbers of the requests of each connection, in order."""
-        self.sent_s: list[float] = []
-        self.seen: dict[int, int] = {}
-        """How much of what each peer got was looked at."""
-        self.sampled: dict[str, float] = {}
-        self.stage.runtime.after_step = self.check
-
-    # --- Promises
-
-    def check(self) -> None:
-        stage = self.stage
-        assert not any(isinstance(message, ActorFailed) for message in stage.listener.heard)
-        assert len(stage.runtime._jobs) <= VmMonitorBridge.max_jobs
-        for peer in stage.agents.peers:
-            for message in peer.received[self.seen.get(peer.number, 0) :]:
-                self.received(peer, message)
-            self.seen[peer.number] = len(peer.received)
-        open_ones = [peer for peer in stage.agents.peers if peer.closed is None and not peer.left]
-        served = stage.actor.state.agent
-        if not any(stage.runtime._mailboxes.values()):
-            assert len(open_ones) <= 1, "two agents at once"
-            assert served is None or any(peer.number == served.connection for peer in open_ones)
-
-    def received(self, peer: Peer, message: ToAgent) -> None:
-        now = self.stage.clock.now()
-        memory = self.stage.actor.state.memory
-        if isinstance(message, UpscaleRequest):
-            assert all(now - at >= REQUEST_PAUSE_S for at in self.sent_s[-1:]), "an upscale storm"
-            self.sent_s.append(now)
-        elif isinstance(message, DownscaleResult):
-            if message.ok:
-                assert self.judged_s(peer, message.id) - memory.at_s <= FRESH_S, "approved against old data"
-            self.answered(peer, message.id)
-        elif isinstance(message, UpscaleConfirmation | Failure | HealthAnswer | NotUnderstood):
-            self.answered(peer, message.id)
-
-    def judged_s(self, peer: Peer, number: int) -> float:
-        """When the sizing of an approved downscale was begun; it may have taken its time since."""
-        return min(self.stage.clock.now(), self.begun_s.get((peer.number, number), float("inf")))
-
-    def answered(self, peer: Peer, number: int) -> None:
-        assert number in self.asked[peer.number], "it was answered twice, or never asked"
-        self.asked[peer.number].remove(number)
-
-    # --- Deeds
-
-    def act(self) -> None:
-        self.choose.choices(
-            (
-                self.start,
-                self.stage.stop,
-                self.connect,
-                self.ask,
-                self.sample,
-                self.trouble,
-                self.leave,
-                self.pass_time,
-                self.step,
-            ),
-            (2, 1, 3, 12, 12, 2, 2, 6, 20),
-        )[0]()
-        self.note_sizing()
-
-    begun_s: dict[tuple[int, int], float]
-
-    def note_sizing(self) -> None:
-        task = self.stage.actor.state.sizing
-        if task is not None:
-            self.begun_s.setdefault((task.connection, task.id), self.stage.clock.now())
-
-    def start(self) -> None:
-        self.stage.bridge.tell(StartVmMonitor(self.choose.randrange(100), self.choose.random() < 0.8))
-
-    def connect(self) -> None:
-        if self.stage.agents.heard is not None:
-            highest = self.choose.choice([1, 1, 1, 3])
-            peer = self.stage.agents.connect(lowest=self.choose.choice([1, highest]), highest=highest)
-            self.asked[peer.number] = []
-
-    def ask(self) -> None:
-        if not self.stage.agents.peers or self.stage.agents.heard is None:
-            return
-        peer = self.choose.choice(self.stage.agents.peers[-2:])
-        if peer.left or peer.closed is not None:
-            return
-        number = 2 + 2 * self.choose.randrange(10**6)
-        if number in self.asked[peer.number]:
-            return
-        said: FromAgent | Unreadable = self.choose.choice(
-            [
-                HealthCheck(id=number),
-                grown(number, self.choose.choice(self.sizes)),
-                shrink(number, self.choose.choice(self.sizes)),
-                shrink(number, self.choose.choice(self.sizes)),
-                Unreadable("odd", number),
-            ]
-        )
-        self.asked[peer.number].append(number)
-        self.stage.agents.say(peer, said)
-
-    def sample(self) -> None:
-        self.stage.memory.use(self.choose.choice(self.sizes), count=self.choose.randrange(6))
-
-    def trouble(self) -> None:
-        stage, choice = self.stage, self.choose.choice
-        ways: list[tuple[object, str, object]] = [
-            (stage.cache, "broken", choice([None, None, "no"])),
-            (stage.cache, "takes_s", choice([0.0, 0.5, 3.0, 10.0])),
-            (stage.cache, "size", choice([None, 128 * MIB])),
-            (stage.memory, "unreadable", choice([True, False, False])),
-            (stage.memory, "machine", choice(self.sizes[1:])),
-            (stage.agents, "taken", choice([True, False, False])),
-            (stage.agents, "broken", choice([None, None, "out of descriptors"])),
-        ]
-        where, name, value = choice(ways)
-        setattr(where, name, value)
-
-    def leave(self) -> None:
-        if self.stage.agents.peers:
-            self.stage.agents.leave(self.choose.choice(self.stage.agents.peers[-3:]))
-
-    def pass_time(self) -> None:
-        self.stage.runtime.advance(self.choose.choice([0.05, 0.3, 1.0, 6.0]))
-
-    def step(self) -> None:
-        self.stage.runtime.step()
-
-    # --- The end
-
-    def run(self, deeds: int) -> None:
-        self.begun_s = {}
-        self.stage.start()
-        for _ in range(deeds):
-            self.act()
-        stage = self.stage
-        stage.cache.broken, stage.cache.takes_s = None, 0.0
-        stage.memory.unreadable, stage.agents.taken, stage.agents.broken = False, False, None
-        self.stage.start()
-        stage.runtime.advance(120)
-        for peer in stage.agents.peers:
-            if peer.closed is None and not peer.left:
-                assert self.asked[peer.number] == [], "a request was never answered"
-        peer = self.stage.connect()
-        self.asked[peer.number] = [2]
-        assert self.stage.say(peer, HealthCheck(id=2))[:1] == [HealthAnswer(2)]
-        assert stage.shown().phase is MonitorPhase.SERVING
-        stage.stop()
-        stage.runtime.advance(60)
-        assert stage.runtime._jobs == []
-        assert stage.runtime.stop() == ()
-
-
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_happens_every_request_is_answered_once_and_nothing_is_granted_blindly(
-    seed: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.CRITICAL, LOGGER)
-    Chaos(seed).run(150)
+def test_whatever_happens_every_request_is_answered_once_and_nothing_is_granted_blindly(seed: int) -> None:
+    check_bridge(seed)
+
+
+@pytest.mark.skipif("SIMULATION_SEED" not in os.environ, reason="replays one seed, given by SIMULATION_SEED")
+@pytest.mark.parametrize("check", [check_bridge, check_scaled])
+def test_replay_of_one_seed(check: Callable[[int], None]) -> None:
+    check(int(os.environ["SIMULATION_SEED"]))
 
 
 def test_what_is_said_is_counted(stage: Stage) -> None:
@@ -815,50 +624,17 @@ def test_what_is_in_use_is_never_more_than_the_threshold_of_an_approved_size(sta
 
 # --- In a whole node -------------------------------------------------------------------------------------
 
-SCALED: dict[str, Any] = {"autoscaling": True, "resize_swap": True}
-
-
-class ScaledWorld(World):
-    """A node whose machine is managed, and an agent that comes now and then."""
-
-    @override
-    def _settings(self, changes: dict[str, Any]) -> NodeSettings:
-        return super()._settings(SCALED | changes)
-
-    @override
-    def some_spec(self) -> ComputeSpec:
-        return replace(super().some_spec(), swap_size_bytes=GIB)
-
-    @override
-    def act(self) -> None:
-        self.vm.held = self.random.random() < 0.1
-        self.vm.broken = "failed to resize swap: no" if self.random.random() < 0.1 else None
-        if self.agents.heard is None:
-            super().act()
-            return
-        peer = self.agents.connect()
-        self.agents.say(peer, HealthCheck(id=2))
-        self.agents.say(peer, shrink(4, 2 * GIB))
-        self.vm_memory.use(self.random.choice([MIB, 4 * GIB]))
-        super().act()
-
-    @override
-    def mend(self) -> None:
-        super().mend()
-        if self.lives:
-            self.vm.held, self.vm.broken = False, None
-
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with World(0) as world:
+def world() -> Iterator[ScaledWorld]:
+    with ScaledWorld(0) as world:
         yield world
 
 
 def test_a_node_waits_for_its_swap_serves_an_agent_and_says_goodbye_when_postgres_is_gone(
-    world: World,
+    world: ScaledWorld,
 ) -> None:
-    world.boot(a_spec(swap_size_bytes=5), **SCALED)
+    world.boot(a_spec())
     world.vm.held = True
     world.runtime.settle()
     assert [change.new for change in world.changes] == [Status.INIT]
@@ -866,7 +642,7 @@ def test_a_node_waits_for_its_swap_serves_an_agent_and_says_goodbye_when_postgre
     world.vm.held = False
     world.runtime.settle()
     assert [change.new for change in world.changes] == [Status.INIT, Status.RUNNING]
-    assert world.vm.swap == [5]
+    assert world.vm.swap == [GIB]
 
     peer = world.agents.connect()
     world.runtime.settle()
@@ -881,8 +657,8 @@ def test_a_node_waits_for_its_swap_serves_an_agent_and_says_goodbye_when_postgre
     assert world.exit.get(0).code == 0
 
 
-def test_a_termination_while_swap_is_resized_cancels_the_start(world: World) -> None:
-    world.boot(a_spec(swap_size_bytes=5), **SCALED)
+def test_a_termination_while_swap_is_resized_cancels_the_start(world: ScaledWorld) -> None:
+    world.boot(a_spec())
     world.vm.held = True
     world.runtime.settle()
     waiting = world.terminate(ShutdownMode.IMMEDIATE)
@@ -893,8 +669,8 @@ def test_a_termination_while_swap_is_resized_cancels_the_start(world: World) -> 
     assert world.machine.launched == 0
 
 
-def test_a_swap_that_cannot_be_resized_fails_the_start_with_its_reason(world: World) -> None:
-    world.boot(a_spec(swap_size_bytes=5), **SCALED)
+def test_a_swap_that_cannot_be_resized_fails_the_start_with_its_reason(world: ScaledWorld) -> None:
+    world.boot(a_spec())
     world.vm.broken = "failed to resize swap: process exited with 3"
     world.runtime.settle()
 
@@ -905,5 +681,4 @@ def test_a_swap_that_cannot_be_resized_fails_the_start_with_its_reason(world: Wo
 
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_happens_to_a_node_with_an_agent_it_ends_in_order(seed: int) -> None:
-    with silence(), ScaledWorld(seed, drawn=True) as world:
-        world.live_all()
+    check_scaled(seed)

@@ -121,6 +121,27 @@ def test_a_usage_error_does_not_repeat_a_password(
     assert "canary" not in refused((*MINIMAL, *arguments), capsys)
 
 
+@pytest.mark.parametrize(
+    ("connection", "why"),
+    [
+        ("host=h port=x password=canary", "its port must be a number from 1 to 65535"),
+        ("host=h sslmode=require password=canary", "own connections use no TLS"),
+        ("port=5432 password=canary", "it names no host"),
+        ("h canary", "it is neither a URL nor a list"),
+        ("postgresql://u:canary@h/db#x", "a `#` in it must be written %23"),
+        ("", "it names no host"),
+    ],
+)
+def test_a_connection_to_the_file_cache_that_cannot_be_is_a_usage_error_without_its_password(
+    connection: str, why: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSCALING", "")
+    said = refused((*MINIMAL, f"--filecache-connstr={connection}"), capsys)
+    assert "--filecache-connstr" in said
+    assert why in said
+    assert "canary" not in said
+
+
 def test_options_do_not_show_the_password_of_their_url() -> None:
     assert "canary" not in repr(parse((*without("-C"), "-C", "postgresql://u:canary@h/db")))
 
