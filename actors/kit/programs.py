@@ -29,6 +29,8 @@ SLOW_SPAWN_S: Final = 0.05
 """A start beyond it is counted: as long as a handler may take, for that is what it holds up."""
 BROKEN_OFF: Final = "it was broken off because the node is ending"
 _AFTER_KILL_S: Final = 2.0
+_AFTER_EXIT_S: Final = 1.0
+"""How long what a program has left behind may go on before it is killed, too."""
 _CHUNK: Final = 65_536
 _numbers: Final = itertools.count()
 
@@ -180,7 +182,8 @@ def run(  # noqa: PLR0913 - all but the command by name
     """Run a program in its own session and return when it and all it started have ended.
 
     With `said` its stderr is handed on as it comes, and is no part of the output. On a cancellation or time-out it is
-    killed with all that it started. `step` is reached once it has been started.
+    killed with all that it started; what still goes on a second after its own end is, too. `step` is reached once it
+    has been started.
     `leftovers` is called with the processes to be killed, and what it returns once they are gone.
     Raises CancelledError, or ProgramError when it cannot be started or takes too long.
     """
@@ -239,6 +242,7 @@ def _run(  # noqa: PLR0913 - all but the first by name
                 _kill(process, marked, cancellation.now, leftovers)
                 raise
             if not finished:
+                finished = _has_exited(process)  # others than itself hold its output
                 output += _kill(process, marked, cancellation.now, leftovers)
             code = process.wait()
         cancellation.check()
@@ -398,6 +402,11 @@ def _belongs(pid: int, group: int, marked: bytes) -> bool:
         return False
 
 
+def _has_exited(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether it has ended by itself, and leave it to be waited for: its number stays its own."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _read(
     process: subprocess.Popen[bytes],
     wake: Wake | None,
@@ -406,31 +415,37 @@ def _read(
     heard: Callable[[bytes], None] | None = None,
     said: Callable[[bytes], None] | None = None,
 ) -> tuple[bool, bytes]:
-    """Read until all writers are gone (True), or until woken or out of time (False)."""
+    """Read until all writers are gone (True), or until woken or out of time, or a while after its own end (False)."""
     assert process.stdout is not None  # noqa: S101 - it was made with a pipe
     pipe = process.stdout.fileno()
-    opened = {pipe} if said is None or process.stderr is None else {pipe, process.stderr.fileno()}
+    ears = {pipe: heard}
+    if said is not None and process.stderr is not None:
+        ears[process.stderr.fileno()] = said
+    opened = set(ears)
+    wakes = () if wake is None else (wake.descriptor,)
     poll = select.poll()
-    for descriptor in opened:
-        poll.register(descriptor, select.POLLIN)
-    if wake is not None:
-        poll.register(wake.descriptor, select.POLLIN)
-    deadline = now() + timeout_s
     output = b""
-    while opened and (left_s := deadline - now()) > 0:
-        ready = {descriptor for descriptor, _ in poll.poll(left_s * 1000)}
-        if wake is not None and wake.descriptor in ready:
-            return False, output
-        for descriptor in opened & ready:
-            data = os.read(descriptor, _CHUNK)
-            if not data:
-                poll.unregister(descriptor)
-                opened.discard(descriptor)
-            elif descriptor == pipe:
-                output = (output + data)[-2 * MAX_OUTPUT :]
-                if heard is not None:
-                    heard(data)
-                    deadline = now() + timeout_s
-            elif said is not None:
-                said(data)
+    with contextlib.ExitStack() as stack:
+        own = os.pidfd_open(process.pid)
+        stack.callback(os.close, own)
+        for descriptor in (*opened, *wakes, own):
+            poll.register(descriptor, select.POLLIN)
+        deadline, last = now() + timeout_s, float("inf")
+        while opened and (left_s := min(deadline, last) - now()) > 0:
+            ready = {descriptor for descriptor, _ in poll.poll(left_s * 1000)}
+            if ready.intersection(wakes):
+                return False, output
+            if own in ready:
+                poll.unregister(own)
+                last = now() + _AFTER_EXIT_S
+            for descriptor in opened & ready:
+                data = os.read(descriptor, _CHUNK)
+                if not data:
+                    poll.unregister(descriptor)
+                    opened.discard(descriptor)
+                elif descriptor == pipe:
+                    output = (output + data)[-2 * MAX_OUTPUT :]
+                    deadline = deadline if heard is None else now() + timeout_s
+                if data and (ear := ears[descriptor]) is not None:
+                    ear(data)
     return not opened, output

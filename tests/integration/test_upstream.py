@@ -1,10 +1,15 @@
 """Replicas of a running primary: copied by pg_basebackup, following it, and what is refused. Two real servers."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import psutil
 import pytest
 from compute_node.actors.postgres_process import promoting
+from compute_node.actors.postgres_process.orphans import is_alive
+from compute_node.messages.metrics import BASEBACKUP_RECEIVED
 from compute_node.messages.postgres import (
     CheckConfiguration,
     ConfigurationAccepted,
@@ -15,18 +20,21 @@ from compute_node.messages.postgres import (
     PgdataKind,
     PgdataPrepared,
     PgdataRefused,
+    PreparePgdata,
 )
 from compute_node.messages.promotion import PostgresPromoted, PostgresPromotionFailed, PromotePostgres
 from compute_node.messages.secret import Secret
 from compute_node.messages.settings import SourceName
 from compute_node.messages.spec import ComputeSpec, StaticMode
 from compute_node.postgres.binaries import Binaries
+from compute_node.postgres.connection import parse_connstr
 
 from doubles import canaries
+from doubles.relay import Relay
 from fix_node import MakeNode
 from fix_node import spec as a_spec
-from fix_postgres import Cluster, MakeCluster, wait_until
-from fix_process import MakeProcess, fast_spec
+from fix_postgres import Cluster, MakeCluster, Ports, wait_until
+from fix_process import MakeProcess, Process, fast_spec
 
 PASSWORD = canaries.canary("upstream")
 
@@ -210,3 +218,144 @@ def test_a_folder_that_holds_data_of_its_own_is_not_replaced_by_a_copy(
     assert isinstance(refused, PgdataRefused)
     assert "--source initdb" in refused.error
     assert (process.pgdata / "PG_VERSION").exists()
+
+
+# --- In the middle of a copy
+
+STALL_AT: Final = 1 << 20
+"""Bytes of one connection: more than a question takes, and less than a cluster has."""
+
+
+@pytest.fixture
+def line(primary: Cluster) -> Iterator[Relay]:
+    """The way to the primary, on which a copy comes to a stand."""
+    with Relay(primary.port, stall_at=STALL_AT) as made:
+        yield made
+
+
+def copying(folder: Path) -> list[psutil.Process]:
+    """Return every pg_basebackup that works there, the one that receives the log last."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "pg_basebackup" and process.cwd().startswith(str(folder)):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda process: process.ppid() in {one.pid for one in found})
+
+
+def alive(process: psutil.Process) -> bool:
+    return is_alive(process.pid)
+
+
+def in_the_middle(process: Process, primary: Cluster, line: Relay, **changes: Any) -> list[psutil.Process]:
+    """Begin a copy and wait until it stands still, with both its programs there; return them."""
+    process.inspect()
+    spec = replica(primary, upstream_conninfo=conninfo(primary, port=str(line.port)), **changes)
+    process.ref.tell(PreparePgdata(process.operation, spec))
+    assert line.stalled.wait(30)
+    wait_until(lambda: len(copying(process.pgdata.parent)) == 2, "both programs run", 30)
+    return copying(process.pgdata.parent)
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["pg_basebackup", "its receiver of the log"])
+def test_a_copy_whose_program_a_stranger_kills_is_made_again(
+    make_process: MakeProcess, primary: Cluster, line: Relay, binaries15: Binaries, victim: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    programs = in_the_middle(process, primary, line)
+    programs[victim].kill()
+    wait_until(lambda: not alive(programs[victim]), "it is dead", 30)
+    if victim == 0:
+        wait_until(lambda: "pg_basebackup ended with -9" in caplog.text, "it is told", 30)
+    line.flow()
+    prepared = process.wait_for(PgdataPrepared, PgdataFailed)
+    assert isinstance(prepared, PgdataPrepared), prepared
+    assert "pg_basebackup ended with" in caplog.text
+    assert not any(map(alive, programs)), "nobody of the first is left"
+    process.launch(replica(primary))
+    assert process.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
+
+
+def test_a_primary_that_dies_in_the_middle_is_waited_for(
+    make_process: MakeProcess, primary: Cluster, line: Relay, binaries15: Binaries,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    in_the_middle(process, primary, line, upstream_slot_name="of_the_replica")
+    primary.stop(signal.SIGKILL)
+    line.flow()
+    wait_until(lambda: "it cannot be reached" in caplog.text, "another attempt finds it gone", 30)
+    primary.start()
+    prepared = process.wait_for(PgdataPrepared, PgdataFailed)
+    assert isinstance(prepared, PgdataPrepared), prepared
+    process.launch(replica(primary, upstream_slot_name="of_the_replica"))
+    assert process.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
+    process.stop()
+    slots = "SELECT slot_name::text, active FROM pg_replication_slots"
+    wait_until(lambda: primary.query(slots) == [("of_the_replica", False)], "the slot stays, and only it")
+
+
+def test_what_a_node_that_was_killed_in_the_middle_has_left_is_ended_and_cleared_away_by_the_next_start(
+    make_node: MakeNode, primary: Cluster, line: Relay, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15, "--source", "upstream", "--dev")
+    node.write_config(
+        a_spec(mode="Replica", upstream_conninfo=conninfo(primary, port=str(line.port)).reveal())
+    )
+    node.start()
+    assert line.stalled.wait(60)
+    assert node.process is not None
+    node.process.kill()
+    node.wait()
+    left = copying(node.folder)
+    assert left, "the programs go on without the node"
+    assert not node.pgdata.exists()
+    line.flow()
+
+    node.start().await_status("running")
+    assert node.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
+    assert not any(map(alive, left))
+    assert {path.name for path in node.folder.iterdir() if path.name.startswith("pgdata")} == {
+        "pgdata",
+        "pgdata.lock",
+    }
+    assert primary.query("SELECT count(*) FROM pg_replication_slots") == [(0,)], "none was asked for"
+    assert node.metric(BASEBACKUP_RECEIVED.name) > STALL_AT
+    assert node.stop() == 0, node.log
+
+
+# --- Replicas of replicas
+
+
+def test_a_replica_of_a_replica_follows_it_also_when_that_becomes_a_primary(
+    make_process: MakeProcess, primary: Cluster, binaries15: Binaries, postgres_folder: Path, free_port: Ports
+) -> None:
+    middle = make_process(binaries15, source=SourceName.UPSTREAM)
+    spec = replica(primary)
+    middle.start(spec)
+    port = parse_connstr(middle.settings.connstr.reveal()).port
+    leaf = make_process(
+        binaries15,
+        source=SourceName.UPSTREAM,
+        pgdata=str(postgres_folder / "leaf"),
+        connstr=f"postgresql://cloud_admin@localhost:{free_port()}/postgres",
+        compute_id="leaf",
+    )
+    leaf.start(
+        replica(
+            primary, upstream_conninfo=conninfo(primary, port=str(port)), upstream_slot_name="of_the_leaf"
+        )
+    )
+    assert leaf.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
+    assert middle.query("SELECT application_name FROM pg_stat_replication") == [("leaf",)]
+    primary.query("INSERT INTO t VALUES (2)")
+    wait_until(lambda: leaf.query("SELECT count(*) FROM t") == [(2,)], "it follows through the middle")
+    primary.stop()
+    promoted = middle.tell(PromotePostgres(9, spec, None), PostgresPromoted, PostgresPromotionFailed)
+    assert isinstance(promoted, PostgresPromoted), promoted
+    middle.query("INSERT INTO t VALUES (3)")
+    wait_until(lambda: leaf.query("SELECT count(*) FROM t") == [(3,)], "it follows the new primary", 30)
+    assert leaf.query("SELECT pg_is_in_recovery()") == [(True,)]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_the_end_of_long_output_is_kept() -> None:
 def test_a_program_that_takes_too_long_is_killed_with_its_group() -> None:
     with pytest.raises(ProgramError, match=r"had not ended after 0.2 s and was killed; it said: busy"):
         run_shell("echo busy; sleep 60 & sleep 60", timeout_s=0.2)
+
+
+def test_what_a_program_has_left_behind_is_killed_soon_after_its_own_end(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    began_s = time.monotonic()
+    result = run_shell(f"sleep 300 & echo $! > {left}; echo said; kill -9 $$", timeout_s=50)
+    assert result == programs.Result(-9, "said\n")
+    assert time.monotonic() - began_s < 30
+    assert not is_alive(int(left.read_text()))
 
 
 def test_a_cancelled_program_is_gone_with_all_it_started_when_the_call_returns(tmp_path: Path) -> None:
