@@ -1,4 +1,4 @@
-"""The PostgresProcess: carries out what state.py decides, through the port."""
+"""The PostgresProcess: carries out what was decided (decisions/), through the port."""
 
 import logging
 from collections.abc import Callable
@@ -30,6 +30,7 @@ from ..kit.actor import Actor, Ref, Replier
 from ..kit.jobs import Cancellation, CancelledError, Job, OnFailure, describe
 from ..kit.jobs import Work as Run
 from ..kit.programs import ProgramError
+from .decisions import decide
 from .port import PassingError, PgdataRefusedError, Port, PostgresError
 from .private import (
     AttemptDue,
@@ -62,7 +63,7 @@ from .private import (
     SyncDue,
     Synced,
 )
-from .state import Answer, Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Show, Tell, decide
+from .state import Answer, Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Show, Tell
 from .work import Work
 
 PostgresMessage: TypeAlias = (
@@ -116,7 +117,7 @@ log = logging.getLogger("compute_node.postgres_process")
 class PostgresProcess(Actor[PostgresMessage]):
     """Owns PGDATA and the postmaster. `supervisor` hears the facts of messages/postgres.py and conditions."""
 
-    max_jobs: ClassVar[int] = 8  # more than can ever be under way at once (see state.py)
+    max_jobs: ClassVar[int] = 8  # more than can ever be under way at once (see decisions/)
 
     def __init__(self, settings: NodeSettings, supervisor: Ref[Any], port: Port) -> None:
         self._state = ProcessState(

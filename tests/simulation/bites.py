@@ -25,8 +25,9 @@ from compute_node.actors.kit.cell import Cell
 from compute_node.actors.lfc_manager import actor as lfc
 from compute_node.actors.lfc_manager import rules
 from compute_node.actors.postgres_process import claim
-from compute_node.actors.postgres_process import state as process
+from compute_node.actors.postgres_process import decisions as process
 from compute_node.actors.postgres_process.pgdata import Recovery, Usable
+from compute_node.actors.postgres_process.state import Phase as ProcessPhase
 from compute_node.actors.supervisor import actor as supervisor
 from compute_node.actors.supervisor import configuring, decisions, ending, state
 from compute_node.actors.supervisor.effects import After, Answer, Publish
@@ -250,10 +251,10 @@ def starts_twice(right: Any, myself: Turn) -> None:
         myself.tell("postgres_process", StartPostgres(myself.attempt.operation, myself.attempt.spec))
 
 
-def does_not_tidy(right: Any, myself: Any) -> None:
-    if myself.state.phase is process.Phase.STOPPING:
-        myself.set(tidied=True)
-    right()
+def does_not_tidy(right: Any, turn: Any) -> None:
+    if turn.state.phase is ProcessPhase.STOPPING:
+        turn.set(tidied=True)
+    right(turn)
 
 
 def never_kills(right: Any, *args: Any) -> Any:
@@ -330,7 +331,7 @@ BITES: Final = (
         "1",
         both(
             replaced(Turn, "start_postgres_if_ready", starts_twice),
-            entry(process.TAKEN_IN, StartPostgres, frozenset(process.Phase)),
+            entry(process.TAKEN_IN, StartPostgres, frozenset(ProcessPhase)),
         ),
     ),
     Bite("an orphaned postmaster is not ended", "1", replaced(claim.Claim, "_inspect", leaves_orphans)),
@@ -359,10 +360,10 @@ BITES: Final = (
         "5",
         decided(Terminate, answers_a_termination_at_once),
     ),
-    Bite("the kill rung is left out", "5", replaced(process, "rungs", never_kills)),
+    Bite("the kill rung is left out", "5", replaced(process.stopping, "rungs", never_kills)),
     Bite("StopOverdue is never sent", "5", replaced(Turn, "stop_postgres", without_reminder(StopOverdue))),
     Bite("lingering never ends", "5", replaced(Turn, "linger", without_reminder(LingerEnded))),
-    Bite("what a stop should clean up stays", "5", replaced(process._Turn, "settle", does_not_tidy)),
+    Bite("what a stop should clean up stays", "5", replaced(process.stopping, "finish", does_not_tidy)),
     Bite(
         "the status waits for the configuration",
         "7",

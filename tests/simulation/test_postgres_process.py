@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 from compute_node.actors.kit.actor import Actor, Ref
 from compute_node.actors.kit.simulated import SimulatedRuntime
-from compute_node.actors.postgres_process import state
 from compute_node.actors.postgres_process.actor import CANCELLED, PostgresProcess
+from compute_node.actors.postgres_process.decisions import TAKEN_IN, preparing
+from compute_node.actors.postgres_process.decisions.postmaster import DISK_EVERY_S, DISK_FULL_EVERY_S
+from compute_node.actors.postgres_process.decisions.preparing import SYNC_PAUSES_S
 from compute_node.actors.postgres_process.disk import FULL_BYTES, HOLD_S, ROOM_BYTES
-from compute_node.actors.postgres_process.state import (
-    DISK_EVERY_S,
-    DISK_FULL_EVERY_S,
-    SYNC_PAUSES_S,
-    TAKEN_IN,
-    Phase,
-)
+from compute_node.actors.postgres_process.state import Phase
 from compute_node.actors.postgres_process.work import Work
 from compute_node.messages.base import Message
 from compute_node.messages.lifecycle import Condition, ConditionCleared, ConditionRaised
@@ -750,7 +746,7 @@ def test_a_sync_is_tried_again_five_times_after_the_documented_pauses(failures: 
 
 
 def test_a_sync_without_a_quorum_does_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "SYNC_LIMIT_S", 2.0)
+    monkeypatch.setattr(preparing, "SYNC_LIMIT_S", 2.0)
     world = stored(Faults(agreed_lsn=None, sync_takes_s=1e9))
     world.begin()
     world.until(PgdataFailed)

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from compute_node.actors.postgres_process.stopping import LADDER, next_rung, rungs
+from compute_node.actors.postgres_process.decisions.ladder import LADDER, next_rung, rungs
 from compute_node.messages.postgres import StopRung
 from hypothesis import given
 from hypothesis import strategies as st

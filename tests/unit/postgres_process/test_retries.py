@@ -1,7 +1,7 @@
 """When a new PGDATA is tried again."""
 
 import pytest
-from compute_node.actors.postgres_process.retries import DEADLINE_S, RETRIES, pause_s
+from compute_node.actors.postgres_process.decisions.retries import DEADLINE_S, RETRIES, pause_s
 
 
 def test_ten_retries_with_pauses_that_grow_by_half_make_about_a_minute() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ...messages.postgres import StopRung
+from ....messages.postgres import StopRung
 
 LADDER: Final = (StopRung.FAST, StopRung.IMMEDIATE, StopRung.KILL)
 MIN_BUDGET_S: Final = 0.2
