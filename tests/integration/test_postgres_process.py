@@ -1046,6 +1046,7 @@ class FullPipe:
             os.close(self._writer)
 
 
+@pytest.mark.timeout(180)
 def test_a_flood_of_logs_into_a_blocked_output_slows_nobody_and_the_stop_works(
     binaries15: Binaries, make_process: MakeProcess
 ) -> None:
@@ -1059,8 +1060,8 @@ def test_a_flood_of_logs_into_a_blocked_output_slows_nobody_and_the_stop_works(
         flood = "DO $$BEGIN FOR i IN 1..20000 LOOP RAISE LOG '%', repeat('x', 500); END LOOP; END$$"
         began = process.runtime.clock.now()
         process.query(flood)
-        assert process.runtime.clock.now() - began < 10
-        assert process.stop(10.0).rung is StopRung.FAST
+        assert process.runtime.clock.now() - began < 60  # blocked, it would never end
+        assert process.stop(60.0).rung is StopRung.FAST
         assert process.server._postgres.pump.last_messages[-1].endswith("database system is shut down")
         assert writer.dropped > 0
     finally:
