@@ -50,6 +50,9 @@ def measure(count: int = ROUNDS) -> list[Row]:
         compared("start: exec to `running`, empty spec", starts, floors, "initdb + postgres", 1.10),
         compared("bind: `POST /configure` to `running`", binds, floors, "initdb + postgres", 1.05),
         compared("bind of a warm pool: the same", warm_binds, floors, "initdb + postgres", 0.3),
+        compared(
+            "bind of a warm pool: what its template saves", warm_binds, binds, "a bind that runs initdb", 0.5
+        ),
         compared("stop: `/terminate?mode=immediate`", stops, pg_ctl_stops, "pg_ctl stop -m fast", 1.30),
     ]
 

@@ -39,10 +39,9 @@ from fix_process import MakeProcess, Process, fast_spec
 PASSWORD = canaries.canary("upstream")
 
 
-@pytest.fixture
-def primary(cluster: MakeCluster, binaries15: Binaries) -> Cluster:
-    """A primary that lets replicas in by password, with more connections than a small node would ask for."""
-    made = cluster(binaries15, conf="max_worker_processes = 12", start=False)
+def make_primary(cluster: MakeCluster, binaries: Binaries) -> Cluster:
+    """Make a primary that lets replicas in by password, with more workers than a small node would ask for."""
+    made = cluster(binaries, conf="max_worker_processes = 12", start=False)
     hba = made.pgdata / "pg_hba.conf"
     hba.write_text(f"host replication follower 127.0.0.1/32 scram-sha-256\n{hba.read_text()}")
     made.start()
@@ -50,6 +49,17 @@ def primary(cluster: MakeCluster, binaries15: Binaries) -> Cluster:
     made.query("CREATE TABLE t AS SELECT 1 AS a")
     made.query("ALTER SYSTEM SET work_mem = '5MB'")
     return made
+
+
+@pytest.fixture
+def primary(cluster: MakeCluster, binaries15: Binaries) -> Cluster:
+    return make_primary(cluster, binaries15)
+
+
+@pytest.fixture
+def any_primary(cluster: MakeCluster, binaries: Binaries) -> Cluster:
+    """One of each Postgres in turn."""
+    return make_primary(cluster, binaries)
 
 
 def conninfo(primary: Cluster, **changes: str) -> Secret:
@@ -63,9 +73,10 @@ def replica(primary: Cluster, **changes: Any) -> ComputeSpec:
 
 
 def test_a_replica_is_copied_follows_its_primary_and_is_copied_anew_by_the_next_start(
-    make_process: MakeProcess, primary: Cluster, binaries15: Binaries
+    make_process: MakeProcess, any_primary: Cluster, binaries: Binaries
 ) -> None:
-    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    primary = any_primary
+    process = make_process(binaries, source=SourceName.UPSTREAM)
     spec = replica(primary, upstream_slot_name="of_the_replica")
     assert process.inspect() == PgdataInspected(PgdataKind.ABSENT)
     checked = process.check(spec)
@@ -85,7 +96,7 @@ def test_a_replica_is_copied_follows_its_primary_and_is_copied_anew_by_the_next_
         ("max_connections", "40"), ("max_worker_processes", "12"), ("work_mem", "4096")]  # fmt: skip
     process.stop()
 
-    again = make_process(binaries15, source=SourceName.UPSTREAM)
+    again = make_process(binaries, source=SourceName.UPSTREAM)
     process.abandon()
     assert again.inspect() == PgdataInspected(PgdataKind.OURS_COPY)
     assert not again.prepare(spec).kept
@@ -94,9 +105,10 @@ def test_a_replica_is_copied_follows_its_primary_and_is_copied_anew_by_the_next_
 
 
 def test_a_promoted_replica_writes_is_no_copy_any_more_and_is_kept_by_the_next_start(
-    make_process: MakeProcess, primary: Cluster, binaries15: Binaries
+    make_process: MakeProcess, any_primary: Cluster, binaries: Binaries
 ) -> None:
-    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    primary = any_primary
+    process = make_process(binaries, source=SourceName.UPSTREAM)
     spec = replica(primary)
     process.start(spec)
     primary.query("INSERT INTO t VALUES (2)")
@@ -124,7 +136,7 @@ def test_a_promoted_replica_writes_is_no_copy_any_more_and_is_kept_by_the_next_s
     process.stop()
 
     process.abandon()
-    kept = make_process(binaries15, source=SourceName.UPSTREAM)
+    kept = make_process(binaries, source=SourceName.UPSTREAM)
     assert kept.inspect() == PgdataInspected(PgdataKind.OURS_COMPLETE)
     refused = kept.check(spec)
     assert isinstance(refused, ConfigurationRefused)
@@ -206,6 +218,18 @@ def test_what_does_not_heal_fails_at_once_and_names_the_reason(
     assert "password authentication failed" in failed.error
     assert "attempts" not in failed.error
     assert not Path(f"{process.pgdata}.building").exists()
+
+
+def test_an_upstream_of_another_major_is_refused_by_name(
+    make_process: MakeProcess, cluster: MakeCluster, binaries15: Binaries, binaries17: Binaries
+) -> None:
+    process = make_process(binaries15, source=SourceName.UPSTREAM)
+    process.inspect()
+    failed = process.prepare(replica(make_primary(cluster, binaries17)))
+    assert isinstance(failed, PgdataFailed)
+    assert (
+        "it is PostgreSQL 17, and the programs given are of 15: give those of 17 by --pgbin" in failed.error
+    )
 
 
 def test_a_folder_that_holds_data_of_its_own_is_not_replaced_by_a_copy(
@@ -331,14 +355,19 @@ def test_what_a_node_that_was_killed_in_the_middle_has_left_is_ended_and_cleared
 
 
 def test_a_replica_of_a_replica_follows_it_also_when_that_becomes_a_primary(
-    make_process: MakeProcess, primary: Cluster, binaries15: Binaries, postgres_folder: Path, free_port: Ports
+    make_process: MakeProcess,
+    any_primary: Cluster,
+    binaries: Binaries,
+    postgres_folder: Path,
+    free_port: Ports,
 ) -> None:
-    middle = make_process(binaries15, source=SourceName.UPSTREAM)
+    primary = any_primary
+    middle = make_process(binaries, source=SourceName.UPSTREAM)
     spec = replica(primary)
     middle.start(spec)
     port = parse_connstr(middle.settings.connstr.reveal()).port
     leaf = make_process(
-        binaries15,
+        binaries,
         source=SourceName.UPSTREAM,
         pgdata=str(postgres_folder / "leaf"),
         connstr=f"postgresql://cloud_admin@localhost:{free_port()}/postgres",
