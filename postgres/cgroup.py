@@ -70,12 +70,13 @@ def _unescaped(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def locate(mountinfo: str, membership: str) -> Group | None:
+def locate(mountinfo: str, membership: str) -> tuple[Group, ...]:
     """Find the group whose memory is accounted, from the texts of /proc/<pid>/mountinfo and /proc/<pid>/cgroup.
 
-    In a hybrid system that is the one of version 1, as long as its hierarchy has the memory controller.
+    In a hybrid system that is the one of version 1, as long as its hierarchy has the memory controller. There are
+    several where a hierarchy is mounted several times; a mount may be hidden below another.
     """
-    seen = {mount.version: mount for mount in reversed(mounts(mountinfo))}
+    seen = mounts(mountinfo)
     paths: dict[int, str] = {}
     for line in membership.splitlines():
         number, _, rest = line.partition(":")
@@ -84,11 +85,13 @@ def locate(mountinfo: str, membership: str) -> Group | None:
             paths[1] = path
         elif number == "0" and not controllers:
             paths[2] = path
-    for version in (1, 2):
-        if version in paths and version in seen:
-            mount = seen[version]
-            return Group(version, _below(mount, paths[version]), mount.point)
-    return None
+    return tuple(
+        Group(version, _below(mount, paths[version]), mount.point)
+        for version in (1, 2)
+        if version in paths
+        for mount in seen
+        if mount.version == version
+    )
 
 
 def _below(mount: Mount, path: str) -> str:
@@ -105,8 +108,11 @@ def group_of(pid: int | None = None, *, proc: str = PROC) -> Group | None:
     who = "self" if pid is None else str(pid)
     mountinfo = Path(proc, "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     membership = Path(proc, who, "cgroup").read_text(encoding="utf-8", errors="surrogateescape")
-    group = locate(mountinfo, membership)
-    return None if group is None else _accounted(group)
+    groups = locate(mountinfo, membership)
+    if not groups:
+        return None
+    there = (group for group in groups if Path(group.path, "cgroup.procs").exists())
+    return _accounted(next(there, groups[0]))
 
 
 def _accounted(group: Group) -> Group:

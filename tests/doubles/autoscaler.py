@@ -22,7 +22,15 @@ class CallError(Exception):
 class Agent:
     """Dials, offers its versions, numbers its requests 2, 4, 6, ..., and is strict with what comes."""
 
-    def __init__(self, port: int, *, lowest: int = 1, highest: int = 1, patience_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        lowest: int = 1,
+        highest: int = 1,
+        patience_s: float = 30.0,
+    ) -> None:
         self.patience_s = patience_s
         self.wishes: list[int] = []
         """The numbers of the requests for more memory."""
@@ -30,7 +38,7 @@ class Agent:
         self._open = contextlib.ExitStack()
         self._socket: ClientConnection = self._open.enter_context(
             connect(
-                f"ws://127.0.0.1:{port}/monitor",
+                f"ws://{host}:{port}/monitor",
                 compression=None,
                 open_timeout=patience_s,
                 close_timeout=patience_s,

@@ -86,7 +86,7 @@ def v2(point: str = "/sys/fs/cgroup", root: str = "/") -> str:
 def test_the_group_is_found_where_the_hierarchy_is_mounted(
     mountinfo: tuple[str, ...], membership: str, group: Group | None
 ) -> None:
-    assert locate("\n".join(mountinfo), membership) == group
+    assert next(iter(locate("\n".join(mountinfo), membership)), None) == group
 
 
 def test_mounts_are_told_apart_by_their_kind() -> None:
@@ -163,6 +163,18 @@ def test_the_smallest_limit_up_the_tree_counts_and_max_is_none(
     assert group == Group(version, str(tree.top / "a/b"), str(tree.top))
     found = cgroup.limit(group)
     assert found == (None if smallest is None else Limit(smallest[0], str(tree.top / smallest[1])))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_mount_that_is_hidden_below_another_is_passed_over(version: int, tmp_path: Path) -> None:
+    tree = Tree(tmp_path, version)
+    tree.group("a", STAT)
+    tree.put("7", "/a")
+    seen = tree.proc / "self" / "mountinfo"
+    hidden = (v2 if version == 2 else v1)("/sys/fs/cgroup/not there")
+    seen.write_text(hidden + "\n" + seen.read_text())
+
+    assert cgroup.group_of(7, proc=str(tree.proc)) == Group(version, str(tree.top / "a"), str(tree.top))
 
 
 def test_what_is_above_the_mount_is_not_looked_at(tmp_path: Path) -> None:

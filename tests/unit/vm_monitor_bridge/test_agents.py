@@ -4,10 +4,15 @@ import contextlib
 import functools
 import gc
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from errno import ECONNABORTED, EMFILE
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,6 +280,65 @@ def test_a_half_open_connection_is_found_by_a_ping(bridge: Bridge, monkeypatch: 
         bridge.await_phase(MonitorPhase.WAITING)
 
 
+IP = shutil.which("ip") or ""
+VANISHING = """
+import socket, sys
+from doubles.autoscaler import Agent
+with Agent(int(sys.argv[2]), host=sys.argv[1]) as agent:
+    agent.check_health()
+    print("served", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def cable(pid: int) -> Iterator[str]:
+    """Connect the network namespace of a process with this one, until it is pulled; yields our address."""
+    name, place = f"cable{os.getpid()}", f"169.254.{1 + os.getpid() % 253}"
+    inside = ("nsenter", f"--net=/proc/{pid}/ns/net")
+    plug = [IP, "link", "add", name, "type", "veth", "peer", "name", "cable", "netns", str(pid)]
+    made = subprocess.run(plug, capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no network can be made here: {made.stderr.decode().strip()}")
+    try:
+        for where, link, address in (((), name, f"{place}.1/30"), (inside, "cable", f"{place}.2/30")):
+            subprocess.run([*where, IP, "address", "add", address, "dev", link], check=True)
+            subprocess.run([*where, IP, "link", "set", link, "up"], check=True)
+        yield f"{place}.1"
+    finally:
+        subprocess.run([IP, "link", "delete", name], check=False, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or IP == "", reason="needs root, and `ip`, for a network")
+def test_a_peer_whose_cable_is_pulled_is_found_by_a_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "PING_S", 0.2)
+    wait_for_line = [
+        "unshare",
+        "--net",
+        "/bin/sh",
+        "-c",
+        'echo; read address port && exec "$@" $address $port',
+        "sh",
+    ]
+    with subprocess.Popen(
+        [*wait_for_line, sys.executable, "-c", VANISHING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdout.readline()
+        with cable(agent.pid) as address:
+            bridge = Bridge(Address(address, 0)).start()
+            agent.stdin.write(f"{address} {bridge.port}\n".encode())
+            agent.stdin.flush()
+            assert agent.stdout.readline() == b"served\n"
+            bridge.await_phase(MonitorPhase.SERVING)
+        bridge.await_phase(MonitorPhase.WAITING)
+        agent.kill()
+
+
 @pytest.mark.blocking_handlers  # so many connections and messages are busy with the one interpreter
 def test_a_flood_ends_the_connection_before_it_is_heard(bridge: Bridge) -> None:
     with RawPeer(bridge.port) as flood:
@@ -382,8 +446,8 @@ def test_a_replaced_agent_that_does_not_say_goodbye_is_cut_off(bridge: Bridge) -
 def test_the_stop_says_goodbye_and_closes_the_port_and_waits_for_nobody(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "HANDSHAKE_S", 600.0)  # what else would end those who do not answer
-    monkeypatch.setattr(websocket, "PING_S", 600.0)
+    for limit in ("HANDSHAKE_S", "PING_S", "END_S"):  # what else would end those who do not answer
+        monkeypatch.setattr(websocket, limit, 600.0)
     bridge.stop()
     port = bridge.start().port
     with Agent(port) as agent, RawPeer(port) as mute, RawPeer(port) as half_open:
