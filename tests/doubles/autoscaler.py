@@ -2,17 +2,23 @@
 
 import contextlib
 import json
+import queue
 import socket
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-REPLY_S = 5.0
-"""How long the agent waits for an answer; tests may give a busy machine more."""
 MAX_SIZE = 32 * 1024
+OPEN_S = 4.0
+"""For dialling and the negotiation."""
+ANSWERS = {"HealthCheck", "UpscaleConfirmation", "DownscaleResult", "InternalError", "InvalidMessage"}
 
 
 class CallError(Exception):
@@ -122,6 +128,152 @@ class Agent:
                 self._socket.recv(self.patience_s)
         except ConnectionClosed as closed:
             return None if closed.rcvd is None else closed.rcvd.code
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How the agent behaves, in seconds; tests take shorter pauses and, where nothing is to be late, longer limits."""
+
+    health_s: float = 5.0
+    """Between two health checks."""
+    reply_s: float = 5.0
+    """For an answer; a later one is unknown."""
+    dead_s: float = 30.0
+    """Without a health check that was answered; then it hangs up and dials again."""
+    pause_s: float = 5.0
+    """At least, between two times that it dials."""
+
+
+@dataclass
+class _Conversation:
+    """One connection, as the agent keeps account of it."""
+
+    socket: ClientConnection
+    next_id: int = 2
+    waiting: dict[int, tuple[float, Future[dict[str, Any]] | None]] = field(default_factory=dict)
+    """By number: until when an answer is waited for, and who waits; a health check is nobody's."""
+
+    def say(self, kind: str, content: dict[str, Any], number: int) -> None:
+        self.socket.send(json.dumps({"content": content, "type": kind, "id": number}, separators=(",", ":")))
+
+    def ask(
+        self, kind: str, content: dict[str, Any], until_s: float, future: Future[dict[str, Any]] | None = None
+    ) -> None:
+        self.waiting[self.next_id] = (until_s, future)
+        self.say(kind, content, self.next_id)
+        self.next_id += 2
+
+
+class LivingAgent:
+    """Lives as the real one: health checks beside its calls, limits for answers, and it dials again and again."""
+
+    def __init__(self, port: int, habits: Habits) -> None:
+        self.connections = 0
+        self.healthy = 0
+        """Health checks that were answered in time."""
+        self.late: list[int] = []
+        """Answers that nobody waited for any more, of which it has complained."""
+        self.wishes: list[int] = []
+        self._port = port
+        self._habits = habits
+        self._calls: queue.SimpleQueue[tuple[str, dict[str, Any], Future[dict[str, Any]]]] = (
+            queue.SimpleQueue()
+        )
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def call(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Ask for something. Raises CallError for a failure, and when there is no answer in time."""
+        future: Future[dict[str, Any]] = Future()
+        self._calls.put((kind, content, future))
+        return future.result(60)
+
+    def upscale(self, mem: int) -> dict[str, Any]:
+        return self.call("UpscaleNotification", {"granted": {"cpu": 1, "mem": mem}})
+
+    def _live(self) -> None:
+        while not self._ending.is_set():
+            began_s = time.monotonic()
+            with contextlib.suppress(OSError, WebSocketException):
+                self._connect()
+            self._ending.wait(max(0.0, began_s + self._habits.pause_s - time.monotonic()))
+
+    def _connect(self) -> None:
+        with connect(
+            f"ws://127.0.0.1:{self._port}/monitor",
+            compression=None,
+            open_timeout=OPEN_S,
+            ping_interval=None,
+            max_size=MAX_SIZE,
+        ) as socket:
+            socket.send('{"min":1,"max":1}')
+            if json.loads(socket.recv(OPEN_S)) != {"version": 1}:
+                socket.close(1002)
+                return
+            self.connections += 1
+            conversation = _Conversation(socket)
+            try:
+                self._converse(conversation)
+            finally:
+                for _, future in conversation.waiting.values():
+                    if future is not None:
+                        future.set_exception(CallError("the connection is over"))
+
+    def _converse(self, conversation: _Conversation) -> None:
+        due_s = healthy_s = time.monotonic()
+        while not self._ending.is_set():
+            now_s = time.monotonic()
+            if now_s - healthy_s > self._habits.dead_s:
+                conversation.socket.close(1011)
+                return
+            if now_s >= due_s:
+                conversation.ask("HealthCheck", {}, now_s + self._habits.reply_s)
+                due_s = now_s + self._habits.health_s
+            if not self._calls.empty():
+                kind, content, future = self._calls.get()
+                conversation.ask(kind, content, now_s + self._habits.reply_s, future)
+            for number, (until_s, waiter) in tuple(conversation.waiting.items()):
+                if now_s > until_s:
+                    del conversation.waiting[number]
+                    if waiter is not None:
+                        waiter.set_exception(CallError("there is no answer in time"))
+            try:
+                text = conversation.socket.recv(0.02)
+            except TimeoutError:
+                continue
+            if self._take(conversation, json.loads(text)):
+                healthy_s = time.monotonic()
+
+    def _take(self, conversation: _Conversation, message: dict[str, Any]) -> bool:
+        """Take a message in; returns whether it is the answer to a health check."""
+        kind, number = message["type"], message["id"]
+        if kind == "UpscaleRequest":
+            assert number % 2 == 1, "the monitor's own numbers are odd"
+            self.wishes.append(number)
+        elif kind not in ANSWERS or number not in conversation.waiting:
+            self.late.append(number)
+            conversation.say("InvalidMessage", {"error": "nobody has asked for it"}, number)
+        else:
+            _, future = conversation.waiting.pop(number)
+            if future is None:
+                self.healthy += 1
+                return True
+            if kind in {"InternalError", "InvalidMessage"}:
+                future.set_exception(CallError(message["error"]))
+            else:
+                future.set_result(message)
+        return False
 
 
 class RawPeer:

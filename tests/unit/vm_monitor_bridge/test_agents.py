@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from errno import ECONNABORTED, EMFILE
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ from compute_node.messages.vm import (
 )
 from typing_extensions import override
 
-from doubles.autoscaler import Agent, CallError, RawPeer, descriptors
+from doubles.autoscaler import Agent, CallError, Habits, LivingAgent, RawPeer, descriptors
 from doubles.vm import GIB, FakeMachine
-from fix_postgres import wait_until
+from fix_postgres import Ports, wait_until
 
 WAIT_S = 30.0
 THREADS = 4
@@ -414,6 +415,54 @@ def test_strangers_beyond_the_limit_push_out_one_another_and_never_the_agent(bri
         agent.check_health()
         assert b" 101 " in strangers[-1].upgrade()
     assert bridge.shown.connections == 1
+
+
+PATIENT = Habits(health_s=0.02, reply_s=WAIT_S, dead_s=WAIT_S, pause_s=0.02)
+
+
+def await_connections(agent: LivingAgent, count: int) -> None:
+    wait_until(lambda: agent.connections == count, "it has come back", WAIT_S)
+
+
+def await_health(agent: LivingAgent) -> None:
+    seen = agent.healthy
+    wait_until(lambda: agent.healthy >= seen + 3, "health checks are answered", WAIT_S)
+
+
+def test_an_agent_that_lives_as_neons_is_served_again_after_each_end() -> None:
+    port = Ports()()
+    bridge = Bridge(Address("127.0.0.1", port)).start()
+    with LivingAgent(port, PATIENT) as agent:
+        for count in (1, 2, 3):
+            await_connections(agent, count)
+            assert agent.upscale(8 * GIB)["type"] == "UpscaleConfirmation"
+            await_health(agent)
+            bridge.stop()
+            bridge.start()
+        await_connections(agent, 4)
+        assert agent.late == []
+
+
+def test_a_call_that_takes_too_long_can_be_repeated_and_health_checks_go_on_beside_it(
+    bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    def confirmed() -> object:
+        with contextlib.suppress(CallError):
+            return agent.upscale(8 * GIB)["type"] == "UpscaleConfirmation"
+        return None
+
+    with LivingAgent(bridge.port, replace(PATIENT, reply_s=1.0)) as agent:
+        bridge.await_phase(MonitorPhase.SERVING)
+        bridge.cache.hold.clear()
+        with pytest.raises(CallError, match="no answer in time"):
+            agent.upscale(8 * GIB)
+        await_health(agent)
+        bridge.cache.hold.set()
+        wait_until(
+            lambda: "nobody has asked for it" in caplog.text, "the late answer is complained of", WAIT_S
+        )
+        wait_until(confirmed, "it is repeated, as the real one does", WAIT_S)
+        assert agent.connections == 1
 
 
 def test_a_replaced_agent_that_does_not_say_goodbye_is_not_waited_for(
