@@ -6,14 +6,12 @@ from typing import Any, ClassVar, Final, TypeAlias, assert_never
 
 from typing_extensions import override
 
-from ...messages.base import Message
 from ...messages.lfc import (
     CacheLost,
     CancelPrewarm,
     FollowSpec,
     GetOffload,
     GetPrewarm,
-    LastOffloadEnded,
     Offload,
     OffloadLast,
     Prewarm,
@@ -22,22 +20,20 @@ from ...messages.lfc import (
 )
 from ...messages.metrics import LFC_OFFLOAD_BLOCKED
 from ...messages.settings import NodeSettings
-from ..kit.actor import Actor, Guard, Ref
+from ..kit.actor import Actor, Ref
+from ..kit.effects import After, Log, Never, Reminders, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
 from .packing import StateError, pack, unpack
 from .places import Place
 from .port import Cache, CacheError, Counts, Progress, Store, StoreError
 from .rules import (
     BROKEN_OFF,
-    After,
     Answer,
     CancelJob,
     Count,
     Decided,
     Effect,
     LfcState,
-    Log,
-    Never,
     Observe,
     OffloadDue,
     OffloadEnded,
@@ -48,7 +44,6 @@ from .rules import (
     PrewarmRetry,
     StartOffload,
     StartPrewarm,
-    TellSupervisor,
     decide,
 )
 
@@ -80,15 +75,13 @@ class LfcManager(Actor[Heard]):
 
     max_jobs: ClassVar[int] = 1
 
-    def __init__(
-        self, settings: NodeSettings, supervisor: Ref[LastOffloadEnded], cache: Cache, store: Store
-    ) -> None:
+    def __init__(self, settings: NodeSettings, supervisor: Ref[Any], cache: Cache, store: Store) -> None:
         self._state = LfcState(settings)
         self._supervisor = supervisor
         self._cache = cache
         self._store = store
         self._job: Job | None = None
-        self._reminders: dict[type[Message], Guard] = {}
+        self._reminders = Reminders()
 
     @property
     def state(self) -> LfcState:
@@ -126,12 +119,9 @@ class LfcManager(Actor[Heard]):
             case CancelJob():
                 if self._job is not None:
                     self._job.cancel()
-            case After(delay_s, reminder):
-                self._forget(type(reminder))
-                self._reminders[type(reminder)] = self.timers.after(delay_s, reminder)
-            case Never(kind):
-                self._forget(kind)
-            case TellSupervisor(ended):
+            case After() | Never():
+                self._reminders.carry_out(effect, self.timers)
+            case Tell(ended):
                 self._supervisor.tell(ended)
             case _:
                 self._note(effect)
@@ -146,11 +136,6 @@ class LfcManager(Actor[Heard]):
                 self.metrics.observe(family, value, operation)
             case _:
                 assert_never(effect)
-
-    def _forget(self, kind: type[Message]) -> None:
-        guard = self._reminders.pop(kind, None)
-        if guard is not None:
-            guard.cancel()
 
     def _progress(self, number: int) -> Progress:
         def tell(counts: Counts) -> None:

@@ -42,6 +42,7 @@ from ...messages.metrics import (
 )
 from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
+from ..kit.effects import After, Log, Never, Tell
 from .places import NoPlaceError, Place, place_of
 
 RETRY_S: Final = (1.0, 5.0, 15.0)
@@ -209,26 +210,6 @@ class CancelJob(msgspec.Struct, frozen=True):
     """End the job under way; its outcome still comes."""
 
 
-class After(msgspec.Struct, frozen=True):
-    """Remind oneself later; a second reminder of the same kind replaces the first."""
-
-    delay_s: float
-    message: Message
-
-
-class Never(msgspec.Struct, frozen=True):
-    """Take a reminder back."""
-
-    kind: type[Message]
-
-
-class Log(msgspec.Struct, frozen=True):
-    """Write a line; the level is one of logging's."""
-
-    level: int
-    text: str
-
-
 class Count(msgspec.Struct, frozen=True):
     """Let a counter grow by one."""
 
@@ -243,14 +224,8 @@ class Observe(msgspec.Struct, frozen=True):
     value: float
 
 
-class TellSupervisor(msgspec.Struct, frozen=True):
-    """Tell the Supervisor."""
-
-    message: LastOffloadEnded
-
-
 Effect: TypeAlias = (
-    Answer | StartPrewarm | StartOffload | CancelJob | After | Never | Log | Count | Observe | TellSupervisor
+    Answer | StartPrewarm | StartOffload | CancelJob | After | Never | Log | Count | Observe | Tell
 )
 
 
@@ -456,7 +431,7 @@ class _Turn:
     def _last_ended(self, error: str | None) -> None:
         if self.state.ending:
             self.set(ending=False)
-            self.do(TellSupervisor(LastOffloadEnded(error)))
+            self.do(Tell(LastOffloadEnded(error)))
 
     # --- Prewarm
 

@@ -9,21 +9,10 @@ from typing_extensions import override
 from ...messages.lease import KeepLease, ReleaseLease
 from ...messages.metrics import LEASE_REQUESTS, LEASE_VALID_UNTIL
 from ..kit.actor import Actor, Ref
+from ..kit.effects import Log, Remind, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
 from .port import Failed, Pageservers, Wanted
-from .rules import (
-    Ask,
-    BreakOff,
-    Effect,
-    LeaseAnswered,
-    LeaseDue,
-    LeaseState,
-    Log,
-    Remind,
-    Show,
-    Tell,
-    decide,
-)
+from .rules import Ask, BreakOff, Effect, LeaseAnswered, LeaseDue, LeaseState, Show, decide
 
 LeaseMessage: TypeAlias = KeepLease | LeaseAnswered | LeaseDue | ReleaseLease
 

@@ -14,6 +14,7 @@ from ...messages.lease import KeepLease, LeaseRefused, ReleaseLease
 from ...messages.spec import ComputeSpec, StaticMode
 from ...postgres.lsn import parse_lsn, show_lsn
 from ...postgres.storage import StorageError, storage_of
+from ..kit.effects import Log, Remind, Tell
 from .port import Answer, Failed, Granted, Refused, Wanted
 
 FIRST_PAUSE_S: Final = 0.5
@@ -49,31 +50,11 @@ class BreakOff(msgspec.Struct, frozen=True):
     """Break the request under way off, if there is one."""
 
 
-class Remind(msgspec.Struct, frozen=True):
-    """Send oneself a message later."""
-
-    after_s: float
-    message: LeaseDue
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Tell the Supervisor."""
-
-    message: LeaseRefused
-
-
 class Show(msgspec.Struct, frozen=True):
     """Count an answer, and show until when the LSN is held: seconds since the epoch, 0: it is not."""
 
     result: str | None
     valid_until_s: float
-
-
-class Log(msgspec.Struct, frozen=True):
-    """Write a line; the level is one of logging's."""
-
-    level: int
-    text: str
 
 
 Effect: TypeAlias = Ask | BreakOff | Remind | Tell | Show | Log

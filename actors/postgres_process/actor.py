@@ -27,6 +27,7 @@ from ...messages.promotion import PromotePostgres
 from ...messages.settings import NodeSettings, SourceName
 from ...messages.spec import ComputeSpec
 from ..kit.actor import Actor, Ref, Replier
+from ..kit.effects import Log, Remind, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, OnFailure, describe
 from ..kit.jobs import Work as Run
 from ..kit.programs import ProgramError
@@ -63,7 +64,7 @@ from .private import (
     SyncDue,
     Synced,
 )
-from .state import Answer, Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Send, Show, Tell
+from .state import Answer, Begin, Cancel, Effect, Phase, ProcessState, Send, Show
 from .work import Work
 
 PostgresMessage: TypeAlias = (

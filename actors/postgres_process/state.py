@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from ...messages.base import Message
 from ...messages.planning import ComparisonOutcome
 from ...messages.postgres import InstallConfiguration, PgdataStages, SettleConfiguration, StopRung
 from ...messages.promotion import PromotePostgres
 from ...messages.spec import ComputeSpec
+from ..kit.effects import Log, Remind, Tell
 from .disk import Area, Fullness
 from .work import Work
 
@@ -91,12 +91,6 @@ class ProcessState(msgspec.Struct, frozen=True):
 # --- Effects ---------------------------------------------------------------------------------------------
 
 
-class Tell(msgspec.Struct, frozen=True):
-    """Tell the Supervisor."""
-
-    message: Message
-
-
 class Begin(msgspec.Struct, frozen=True):
     """Begin a piece of work; `limit_s` is for the wait for readiness and the sync of safekeepers alone."""
 
@@ -132,24 +126,10 @@ class Send(msgspec.Struct, frozen=True):
     rung: StopRung
 
 
-class Remind(msgspec.Struct, frozen=True):
-    """Send oneself a message later."""
-
-    after_s: float
-    message: Message
-
-
 class Show(msgspec.Struct, frozen=True):
     """Show in the metrics how much is left on the disk."""
 
     areas: tuple[Area, ...]
-
-
-class Log(msgspec.Struct, frozen=True):
-    """Write into the log."""
-
-    level: int
-    text: str
 
 
 Effect: TypeAlias = Tell | Answer | Begin | Cancel | Send | Remind | Show | Log

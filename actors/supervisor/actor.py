@@ -53,10 +53,11 @@ from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from ...messages.settings import NodeSettings
 from ...messages.spec import ComputeSpec
 from ...messages.vm import VmPreparationFailed, VmPrepared
-from ..kit.actor import Actor, Guard, Ref, Replier
+from ..kit.actor import Actor, Ref, Replier
+from ..kit.effects import After, Log, Never, Reminders
 from ..kit.jobs import Cancellation, describe
 from .decisions import decide
-from .effects import After, Answer, DumpJournal, Effect, Log, Never, Publish, ReadConfiguration, Tell
+from .effects import Answer, DumpJournal, Effect, Publish, ReadConfiguration, Tell
 from .private import (
     CheckpointOverdue,
     ClosingOverdue,
@@ -161,7 +162,7 @@ class Supervisor(Actor[SupervisorMessage]):
         self._listeners = listeners
         self._waiters: dict[int, Replier[Any]] = {}
         self._waiter_count = 0
-        self._reminders: dict[type[Message], Guard] = {}
+        self._reminders = Reminders()
 
     @property
     def state(self) -> NodeState:
@@ -223,11 +224,8 @@ class Supervisor(Actor[SupervisorMessage]):
                     listener.tell(message)  # type: ignore[arg-type] # StatusChanged is all that is published
             case Answer(waiter, value):
                 self._waiters.pop(waiter).answer(value)
-            case After(delay_s, message):
-                self._forget(type(message))
-                self._reminders[type(message)] = self.timers.after(delay_s, message)
-            case Never(kind):
-                self._forget(kind)
+            case After() | Never():
+                self._reminders.carry_out(effect, self.timers)
             case Log(level, text):
                 log.log(level, "%s", text)
             case DumpJournal(level):
@@ -253,11 +251,6 @@ class Supervisor(Actor[SupervisorMessage]):
                 entry.took_ms,
                 content,
             )
-
-    def _forget(self, kind: type[Message]) -> None:
-        guard = self._reminders.pop(kind, None)
-        if guard is not None:
-            guard.cancel()
 
     def _reread(self, wish: ReadConfiguration, cancellation: Cancellation) -> ConfigurationReread:
         cancellation.reach(Failpoint.REREAD)

@@ -5,6 +5,7 @@ from typing import TypeAlias
 import msgspec
 
 from ...messages.base import Message
+from ..kit.effects import After, Log, Never
 
 POSTGRES = "postgres_process"
 CONFIGURATOR = "configurator"
@@ -33,26 +34,6 @@ class Answer(msgspec.Struct, frozen=True):
 
     waiter: int
     value: Message
-
-
-class After(msgspec.Struct, frozen=True):
-    """Remind oneself later; a second timer of the same kind of message replaces the first."""
-
-    delay_s: float
-    message: Message
-
-
-class Never(msgspec.Struct, frozen=True):
-    """Take a reminder back."""
-
-    kind: type[Message]
-
-
-class Log(msgspec.Struct, frozen=True):
-    """Write a line; the level is one of logging's."""
-
-    level: int
-    text: str
 
 
 class DumpJournal(msgspec.Struct, frozen=True):

@@ -26,13 +26,9 @@ from ...messages.postgres import (
     StopRung,
 )
 from ...messages.promotion import PromoteFailed
+from ..kit.effects import Never
 from . import syncing
-from .effects import (
-    CONFIGURATOR,
-    HTTP,
-    POSTGRES,
-    Never,
-)
+from .effects import CONFIGURATOR, HTTP, POSTGRES
 from .lifecycle import Event
 from .private import CheckpointOverdue, ConfigurationGraceEnded, StopOverdue, SyncOverdue
 from .state import Cause, Ending, Phase, Step

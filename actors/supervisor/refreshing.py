@@ -9,7 +9,8 @@ from typing import Final
 from ...messages.lifecycle import RefreshConfiguration, RefreshTaken, Status, WrongStatus
 from ...messages.spec import ComputeSpec
 from ...postgres.storage import StorageError, storage_of
-from .effects import After, ReadConfiguration
+from ..kit.effects import After
+from .effects import ReadConfiguration
 from .lifecycle import Event, Refused, outcome
 from .private import ConfigurationReread, RefreshDue
 from .state import Cause, Phase

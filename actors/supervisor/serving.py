@@ -16,14 +16,8 @@ from ...messages.postgres import (
     WarmMemory,
 )
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped, StartServing
-from .effects import (
-    CONFIGURATOR,
-    HTTP,
-    POSTGRES,
-    After,
-    Never,
-    Publish,
-)
+from ..kit.effects import After, Never
+from .effects import CONFIGURATOR, HTTP, POSTGRES, Publish
 from .lifecycle import Event
 from .private import ClosingOverdue, HeadStartEnded, LingerEnded
 from .state import Cause, Phase

@@ -11,7 +11,8 @@ from ...messages.postgres import (
 )
 from ...messages.settings import SourceName
 from ...messages.spec import Mode
-from .effects import POSTGRES, After, Never
+from ..kit.effects import After, Never
+from .effects import POSTGRES
 from .private import SyncOverdue
 from .turn import OVERDUE_S, Turn
 

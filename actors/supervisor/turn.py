@@ -37,6 +37,7 @@ from ...messages.serving import StopServing
 from ...messages.settings import SourceName
 from ...messages.spec import ComputeSpec, Mode
 from ...messages.vm import PrepareVm, StopVmMonitor
+from ..kit.effects import After, Log, Never
 from .effects import (
     CONFIGURATOR,
     HTTP,
@@ -45,12 +46,9 @@ from .effects import (
     MONITOR,
     POSTGRES,
     VM,
-    After,
     Answer,
     DumpJournal,
     Effect,
-    Log,
-    Never,
     Publish,
     Tell,
 )

@@ -18,6 +18,7 @@ from ...messages.metrics import (
 )
 from ...messages.vm import GetAutoscaling, PrepareVm, StartVmMonitor, StopVmMonitor
 from ..kit.actor import Actor, Ref
+from ..kit.effects import Log, Remind, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
 from . import decisions, protocol
 from .port import Agents, FileCache, Machine, Memory, VmError
@@ -45,14 +46,11 @@ from .state import (
     Count,
     Effect,
     Expect,
-    Log,
     Moment,
     Prepare,
-    Remind,
     Send,
     Serve,
     Size,
-    Tell,
     Watch,
     decide,
     shown,

@@ -30,6 +30,7 @@ from ...messages.vm import (
     VmPreparationFailed,
     VmPrepared,
 )
+from ..kit.effects import Log, Remind, Tell
 from . import decisions, protocol
 from .decisions import Asking, Denial, Stale, Summary, mib
 from .private import (
@@ -207,26 +208,6 @@ class Expect(msgspec.Struct, frozen=True):
     """Tell those who watch what is too much."""
 
     threshold: int | None
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Tell the Supervisor."""
-
-    message: Message
-
-
-class Remind(msgspec.Struct, frozen=True):
-    """Tell oneself, later."""
-
-    after_s: float
-    message: Message
-
-
-class Log(msgspec.Struct, frozen=True):
-    """Write into the log."""
-
-    level: int
-    text: str
 
 
 class Count(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 from compute_node.actors.activity_monitor.actor import ActivityMonitor
 from compute_node.actors.configurator import apply
 from compute_node.actors.kit.cell import Cell
+from compute_node.actors.kit.effects import After
 from compute_node.actors.lfc_manager import actor as lfc
 from compute_node.actors.lfc_manager import rules
 from compute_node.actors.postgres_process import claim
@@ -30,7 +31,7 @@ from compute_node.actors.postgres_process.pgdata import Recovery, Usable
 from compute_node.actors.postgres_process.state import Phase as ProcessPhase
 from compute_node.actors.supervisor import actor as supervisor
 from compute_node.actors.supervisor import configuring, decisions, ending, state
-from compute_node.actors.supervisor.effects import After, Answer, Publish
+from compute_node.actors.supervisor.effects import Answer, Publish
 from compute_node.actors.supervisor.lifecycle import Event
 from compute_node.actors.supervisor.private import LingerEnded, StopOverdue
 from compute_node.actors.supervisor.state import Step

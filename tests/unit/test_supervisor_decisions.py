@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pytest
+from compute_node.actors.kit.effects import After, Log, Never
 from compute_node.actors.supervisor.decisions import DECIDED, decide
 from compute_node.actors.supervisor.effects import (
     CONFIGURATOR,
@@ -15,12 +16,9 @@ from compute_node.actors.supervisor.effects import (
     MONITOR,
     POSTGRES,
     VM,
-    After,
     Answer,
     DumpJournal,
     Effect,
-    Log,
-    Never,
     Publish,
     ReadConfiguration,
     Tell,

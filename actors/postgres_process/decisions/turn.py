@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from ....messages.base import Message
-from ..state import Begin, Cancel, Effect, Log, Phase, ProcessState, Remind, Tell
+from ...kit.effects import Log, Remind, Tell
+from ..state import Begin, Cancel, Effect, Phase, ProcessState
 from ..work import Work
 
 

@@ -4,20 +4,18 @@ import logging
 from typing import Any
 
 import pytest
+from compute_node.actors.kit.effects import After, Log, Never, Tell
 from compute_node.actors.lfc_manager.places import NO_ADDRESS, NO_ENDPOINT
 from compute_node.actors.lfc_manager.rules import (
     MOST_AGAIN,
     OFFLOADS,
     PREWARMS,
     RETRY_S,
-    After,
     Answer,
     CancelJob,
     Count,
     Decided,
     LfcState,
-    Log,
-    Never,
     OffloadDue,
     OffloadEnded,
     OffloadEvent,
@@ -28,7 +26,6 @@ from compute_node.actors.lfc_manager.rules import (
     Refused,
     StartOffload,
     StartPrewarm,
-    TellSupervisor,
     decide,
     why_not_offload,
 )
@@ -441,7 +438,7 @@ def test_a_cache_that_was_saved_counts_as_whole_where_a_prewarm_found_nothing() 
 def test_a_last_offload_of_an_emptied_cache_is_not_saved_and_nothing_begins() -> None:
     life = Life().hear(Prewarm()).prewarm_ends(DONE, life="1").hear(OffloadLast())
     life.offload_ends(OffloadEvent.CACHE_LOST, error="a crash")
-    assert life.of(TellSupervisor) == [TellSupervisor(LastOffloadEnded("a crash"))]
+    assert life.of(Tell) == [Tell(LastOffloadEnded("a crash"))]
     assert not life.of(StartPrewarm)
 
 
@@ -500,18 +497,18 @@ def test_a_stop_breaks_everything_off_and_the_ticks_end() -> None:
 def test_the_last_offload_is_told_to_the_supervisor() -> None:
     life = Life().hear(OffloadLast())
     assert life.of(StartOffload)
-    assert not life.of(TellSupervisor)
+    assert not life.of(Tell)
     life.offload_ends()
-    assert life.of(TellSupervisor) == [TellSupervisor(LastOffloadEnded())]
+    assert life.of(Tell) == [Tell(LastOffloadEnded())]
     assert life.reminder(OffloadDue) is None
     life = Life().hear(OffloadLast()).offload_ends(OffloadEvent.FAILED, error="no")
-    assert life.of(TellSupervisor) == [TellSupervisor(LastOffloadEnded("no"))]
+    assert life.of(Tell) == [Tell(LastOffloadEnded("no"))]
 
 
 def test_an_offload_under_way_is_the_last_one() -> None:
     life = Life().hear(Offload(), OffloadLast())
     assert not life.of(StartOffload)
-    assert life.offload_ends().of(TellSupervisor)
+    assert life.offload_ends().of(Tell)
 
 
 @pytest.mark.parametrize("event", [None, FAILED, CANCELLED])
@@ -519,7 +516,7 @@ def test_there_is_no_last_offload_of_a_cache_that_is_not_complete(event: Prewarm
     life = Life().hear(Prewarm()) if event is None else after(event)
     life.hear(OffloadLast())
     assert not life.of(StartOffload)
-    (told,) = life.of(TellSupervisor)
+    (told,) = life.of(Tell)
     assert "prewarm" in told.message.error
 
 
@@ -527,7 +524,7 @@ def test_nobody_is_told_of_a_last_offload_that_was_given_up() -> None:
     life = Life().hear(OffloadLast(), StopLfc())
     assert life.of(CancelJob)
     life.offload_ends(OffloadEvent.FAILED, error="broken off", cancelled=True)
-    assert not life.of(TellSupervisor)
+    assert not life.of(Tell)
 
 
 # --- Anything
