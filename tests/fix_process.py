@@ -319,3 +319,11 @@ __all__ = [
     "snapshot",
     "text",
 ]
+
+
+def a_false_postgres(folder: Path) -> str:
+    """A program of that name that does what `sh` does."""
+    program = folder / "postgres"
+    program.write_bytes(Path("/bin/sh").resolve().read_bytes())
+    program.chmod(0o755)
+    return str(program)

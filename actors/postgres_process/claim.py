@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +27,12 @@ from .pgdata import (
     recovery,
 )
 from .port import PgdataRefusedError, PostgresError
-from .run_folders import remove_left_behind
+from .run_folders import remove_left_behind, sync_folder
 
 SPACE_NEEDED: Final = 64 << 20
 """Bytes that a new cluster takes, roughly."""
+SYNC_LADDER: Final = ((signal.SIGTERM, 1.0), (signal.SIGKILL, 3.0))
+"""How a sync of safekeepers is ended: it has nothing of its own to lose."""
 
 log = logging.getLogger("compute_node.postgres_process")
 
@@ -87,6 +90,8 @@ class Claim:
         cancellation.reach(Failpoint.INSPECT_LOCKED)
         place = folder.look(paths)
         judgement = self._judge(place)
+        # A sync that a killed node has left could be elected later, and would shut our primary out.
+        orphans.end((sync_folder(pgdata, account),), cancellation, ladder=SYNC_LADDER)
         if isinstance(judgement, SetAside):
             log.warning("%s: it is renamed aside when the new one is complete", judgement.reason)
             # What an earlier life was making beside it.

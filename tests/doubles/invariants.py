@@ -18,6 +18,11 @@ The numbers are those of the promises that every supervisor of a Postgres makes:
 15  a configuration that Postgres refuses is neither installed nor started with: `Machine._install`, `Machine.spawn`
 16  Postgres starts on a machine that is ready, and its memory is watched exactly while it runs: `ScaledWorld`
 17  an agent that asks is answered once, never approved blindly, and asked for memory once a second: `Chaos`
+18  a primary of Neon's storage begins where its safekeepers stand, and only a primary syncs them, alone: `Storage`,
+    `Machine.spawn`
+19  an LSN is held as long as the pageservers let it be; a refusal is shown: `_lease`
+20  who is told that the node was promoted has a primary that writes; nothing else goes on meanwhile: `_promotion`,
+    `_answered`
 
 Not here: 6 (pipes), 12 (secrets) need the real thing and have tests of their own.
 """
@@ -26,9 +31,10 @@ from typing import TYPE_CHECKING, Final
 
 from compute_node.actors.configurator.desired import Context, departing_names
 from compute_node.actors.configurator.phases import plan
-from compute_node.actors.supervisor.effects import MONITOR, POSTGRES
+from compute_node.actors.lsn_lease.rules import LATEST_S
+from compute_node.actors.supervisor.effects import LEASE, MONITOR, POSTGRES
 from compute_node.actors.supervisor.lifecycle import TRANSITIONS
-from compute_node.actors.supervisor.state import NodeState, Phase, readiness
+from compute_node.actors.supervisor.state import NodeState, Phase, PromotionStep, node_status, readiness
 from compute_node.actors.supervisor.turn import (
     CLOSING_S,
     LINGER_FAST_S,
@@ -52,9 +58,11 @@ from compute_node.messages.lifecycle import (
 from compute_node.messages.metrics import CONDITION, UP
 from compute_node.messages.planning import GetSpec
 from compute_node.messages.postgres import PgdataKind
-from compute_node.messages.spec import ComputeSpec, Mode
+from compute_node.messages.promotion import Promoted
+from compute_node.messages.spec import ComputeSpec, Mode, StaticMode
 
 from doubles.administration import ADMINISTRATOR
+from doubles.storage import KEEPERS, Storage
 
 if TYPE_CHECKING:
     from doubles.world import World
@@ -63,6 +71,8 @@ SUPERVISOR: Final = "supervisor"
 MARGIN_S: Final = 1.5
 """What a bound may be exceeded by: the pauses between two looks at the world."""
 TIDYING: Final = {Failpoint.TIDY_BEGUN, Failpoint.TIDY_SWEPT}
+LEASE_S: Final = 65.0
+"""How long an LSN may be unprotected once the pageservers are well: the longest pause between two tries."""
 NOTICED_S: Final = 1.0
 """How long the death of an actor may go unnoticed."""
 
@@ -79,6 +89,9 @@ class Invariants:
         self._dead_since_s: dict[str, float] = {}
         self._lost_since_s: float | None = None
         self._over_s = 0.0
+        self._phase_since_at_s = 0.0
+        """The same, by the clock."""
+        self._held_since_s: float | None = None
 
     def check(self) -> None:
         """Check all that is checked after every step."""
@@ -99,6 +112,9 @@ class Invariants:
         self._answers()
         self._deaths()
         self._in_time()
+        if world.storage is not None:
+            self._lease(world.storage)
+            self._promotion(world.storage)
 
     # --- One by one
 
@@ -133,6 +149,9 @@ class Invariants:
         world, spec = self._world, self._world.supervisor.state.spec
         if spec is None or spec.compute_mode is not Mode.PRIMARY or world.supervisor.state.error is not None:
             return
+        promoted = world.supervisor.state.promoted
+        if promoted is not None and promoted[0].spec is None and spec.safekeeper_connstrings == KEEPERS:
+            return  # by form: the spec of the replica, of which only the mode was changed
         assert spec in world.machine.applied, "running with a spec that was never applied"
         left = self.left_to_do(spec)
         assert not left, f"running, and the catalog is not what was asked for: {left}"
@@ -150,6 +169,45 @@ class Invariants:
         return [
             operation.describe() for step in planned.steps for operation in getattr(step, "operations", ())
         ]
+
+    def _lease(self, storage: Storage) -> None:
+        world, state = self._world, self._world.supervisor.state
+        if (
+            state.phase in {Phase.LINGERING, Phase.CLOSING}
+            and world.active_s > self._phase_since_s + MARGIN_S
+        ):
+            late = [at_s for at_s, _ in storage.leases if at_s > self._phase_since_at_s + MARGIN_S]
+            assert not late, "a lease is asked for although the node has ended"
+        holds = state.status is Status.RUNNING and state.ending is None and LEASE not in world.planted
+        spec = state.spec
+        if not (holds and spec is not None and isinstance(spec.mode, StaticMode)):
+            self._held_since_s = None
+            return
+        if self._held_since_s is None:
+            self._held_since_s = world.clock.now()
+        now_s = world.clock.now()
+        if state.lease_error is not None:
+            assert node_status(state).error is not None, "nobody is told that the LSN is not held"
+            return
+        was_unwell = storage.well_since_s > self._held_since_s
+        since_s = storage.well_since_s + LEASE_S if was_unwell else self._held_since_s
+        storage.clock_was_wrong |= world.clock.wall_is_off_by_s != 0
+        is_usual = storage.lease_s > LATEST_S  # of shorter ones a node with a wrong clock knows no length
+        if (
+            storage.faults.lets_hold
+            and (is_usual or not storage.clock_was_wrong)
+            and now_s > since_s + MARGIN_S
+        ):
+            over_s = now_s - storage.held_until_s
+            assert over_s < MARGIN_S + world.runtime.stalled_s, f"the LSN is not held for {over_s:g} s"
+
+    def _promotion(self, storage: Storage) -> None:
+        state = self._world.supervisor.state
+        if state.promotion is not None and state.promotion.step is not PromotionStep.CONFIGURING:
+            assert state.attempt is None, "a configuration goes on during a promotion"
+        done = state.promoted
+        if done is not None and done[1] is not None and state.postgres_up:
+            assert storage.writes is not None, "promoted, and nobody has seen it write"
 
     def _readiness(self) -> None:
         world, state = self._world, self._world.supervisor.state
@@ -206,6 +264,12 @@ class Invariants:
                 assert status.status is Status.RUNNING, f"configured in {status.status.text}"
                 if isinstance(request, Configure) and request.spec.compute_mode is Mode.PRIMARY:
                     assert request.spec in world.machine.applied, "configured with what was never applied"
+            case Promoted():
+                spec, storage = world.supervisor.state.spec, world.storage
+                assert storage is not None
+                assert storage.writes is not None, "promoted, and nobody has seen it write"
+                assert spec is not None
+                assert spec.compute_mode is Mode.PRIMARY, f"promoted, and the mode is {spec.mode}"
             case _:
                 pass
 
@@ -226,6 +290,7 @@ class Invariants:
         world, state = self._world, self._world.supervisor.state
         if state.phase is not self._phase:
             self._phase, self._phase_since_s = state.phase, world.active_s
+            self._phase_since_at_s = world.clock.now()
         lasted_s = world.active_s - self._phase_since_s
         if state.phase is Phase.LINGERING:
             longest_s = LINGER_FAST_S + (0 if state.tidied else TIDY_S + MARGIN_S)
@@ -304,6 +369,7 @@ class Invariants:
         return (
             state.phase is Phase.UP
             and state.attempt is None
+            and state.promotion is None
             and state.ending is None
             and (state.status is Status.EMPTY or readiness(state).ready)
             and all(waiting.pending.done for waiting in self._world.waiting)
@@ -316,6 +382,7 @@ class Invariants:
             return
         assert state.phase is Phase.UP, f"after a long rest the phase is {state.phase}"
         assert state.attempt is None, f"after a long rest still {state.attempt}"
+        assert state.promotion is None, f"after a long rest still {state.promotion}"
         waiting = [waiting.request for waiting in world.waiting if not waiting.pending.done]
         assert not waiting, f"after a long rest {waiting} waits"
         if state.status is Status.RUNNING:

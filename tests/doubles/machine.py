@@ -33,6 +33,7 @@ from compute_node.actors.lfc_manager.port import CacheError
 from compute_node.actors.postgres_process import (
     claim,
     configuration,
+    fields,
     folder,
     making,
     orphans,
@@ -46,6 +47,7 @@ from compute_node.actors.postgres_process.disk import Area
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
 from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, PostgresError
 from compute_node.actors.postgres_process.sources import Source, SourceError
+from compute_node.actors.postgres_process.sources.pageserver import STANDBY
 from compute_node.messages.failpoints import Failpoint, FailpointError
 from compute_node.messages.planning import CatalogPlanned, SettingsCompared
 from compute_node.messages.postgres import PgdataKind, PgdataStages, StopRung
@@ -60,6 +62,7 @@ from doubles.administration import FakeAdministration
 from doubles.lfc import FakeCache, FakeStore
 from doubles.observer import FakeObserver
 from doubles.postgres_server import Faults, disk_of
+from doubles.storage import SYNC, Storage
 
 REFUSED_SETTING: Final = "no_such_setting"
 """Postgres refuses a configuration with this in it."""
@@ -133,10 +136,19 @@ class Hardships(Faults):
 class Machine:
     """One folder, its processes, and what is in its clusters. Only one at a time can be open."""
 
-    def __init__(self, runtime: SimulatedRuntime, kind: PgdataKind, *, mount: bool = False) -> None:
+    def __init__(
+        self,
+        runtime: SimulatedRuntime,
+        kind: PgdataKind,
+        *,
+        mount: bool = False,
+        source: SourceName = SourceName.INITDB,
+    ) -> None:
         self.runtime = runtime
         self.clock = runtime.clock
         self.random = runtime.random
+        self.source = source
+        self.storage = Storage(self) if source is SourceName.PAGESERVER else None
         self.faults = Hardships()
         self.life = 0
         self.died = False
@@ -194,11 +206,11 @@ class Machine:
         if kind is not PgdataKind.ABSENT or self.mount:
             pgdata.mkdir(mode=0o700)
         if kind is PgdataKind.OURS_COMPLETE:
-            self.served = self._write_cluster(pgdata)
+            self.served = self.write_cluster(pgdata)
         elif kind is PgdataKind.OURS_INCOMPLETE:
             (pgdata / "PG_VERSION").write_text(f"{MAJOR}\n")
         elif kind is PgdataKind.FOREIGN:
-            self._write_cluster(pgdata)
+            self.write_cluster(pgdata)
             (pgdata / "letters").write_text("dear")
             self.foreign = _content(pgdata)
         if kind in {PgdataKind.OURS_COMPLETE, PgdataKind.OURS_INCOMPLETE}:
@@ -207,11 +219,15 @@ class Machine:
             self._seal(pgdata, MARKER)
 
     def _seal(self, path: Path, name: str) -> None:
-        folder.seal(str(path), name, Seal("compute-1", self.pgdata, MAJOR, "initdb"), None)
+        folder.seal(str(path), name, Seal("compute-1", self.pgdata, MAJOR, self.source.value), None)
 
-    def _write_cluster(self, path: Path, step: Callable[[], None] = lambda: None) -> int:
+    def write_cluster(self, path: Path, step: Callable[[], None] = lambda: None) -> int:
+        """Make a folder with a cluster, a new one unless it comes from a storage; return its number."""
         number = len(self.clusters) + 1
-        self.clusters[number] = FakeAdministration()
+        if self.storage is not None and self.served is not None:
+            number = self.served  # the branch has one, and what is in it lies in the storage
+        else:
+            self.clusters[number] = FakeAdministration()
         if self.fresh:
             self.may_serve.add(number)
         for name in CLUSTER:
@@ -277,7 +293,8 @@ class Machine:
         self._pass_time()
         found = [process.program for process in self.processes if process.alive]
         building = Path(self.pgdata, ".building") if self.mount else Path(self.pgdata + ".building")
-        found += [path.name for path in (building, self.root / "sockets") if path.exists()]
+        private = (self.root / "sockets", self.root / "sockets-sync")
+        found += [path.name for path in (building, *private) if path.exists()]
         return found + [f"shared memory {path.name}" for path in (self.root / "shm").iterdir()]
 
     # --- Processes
@@ -304,6 +321,8 @@ class Machine:
             self.violations.append("a folder was served that is not complete, or has no marker")
         if self.served is not None and cluster not in {self.served, *self.may_serve}:
             self.violations.append("another cluster is served than the one before")
+        if self.storage is not None and any(p.alive and p.program == SYNC for p in self.processes):
+            self.violations.append("Postgres is started while something still syncs the safekeepers")
         if REFUSED_SETTING in Path(pgdata, "postgresql.conf").read_text():
             self.violations.append("Postgres was started with a configuration that it refuses")
         self.served = cluster
@@ -314,6 +333,8 @@ class Machine:
         if self.faults.exits_after_s is not None:
             self.end(process, self.faults.exits_after_s, f"exit code {self.faults.exit_code}")
         self.set_state(ClusterState.IN_PRODUCTION, process)
+        if self.storage is not None and not Path(pgdata, STANDBY).exists():
+            self.storage.write()
         self._wake(self.faults.ready_after_s)
         return process
 
@@ -354,6 +375,8 @@ class Machine:
         self.died, self.doomed_in, self.doomed_at_rename = False, None, None
         self.postmaster, self.recorded, self.launched = None, None, 0
         self.lost_unasked = self.recovers = False
+        if self.storage is not None:
+            self.storage.next_life()
         self.signals.clear()
         self._since.clear()
 
@@ -419,6 +442,15 @@ class Machine:
             raise Blocked
         del self._since[what]
 
+    def forget(self, what: str) -> None:
+        """Let what took its time be over."""
+        self._since.pop(what, None)
+
+    def check_alive(self) -> None:
+        """Be told that the node's process does something that changes nothing here. Raises Died."""
+        if self.died:
+            raise Died
+
     def _lives(self, process: Process) -> bool:
         self._pass_time()
         return process.alive
@@ -468,6 +500,8 @@ class Machine:
             (run_folders, "socket_folder", lambda *_: str(self.root / "sockets")),
             (syncing, "is_wise", lambda *_: False),
         ]
+        if self.storage is not None:
+            doubles += self.storage.patches()
         for where, name, double in doubles:
             assert not isinstance(vars(where)[name], (SimpleNamespace, partial)), "one machine at a time"
             self._patches.enter_context(mock.patch.object(where, name, double))
@@ -578,9 +612,7 @@ class _Initdb(Source):
             msg = "the connection was cut"
             raise SourceError(msg, passing=True)
         process = machine.begin("initdb", str(Path(target).parent))
-        machine._write_cluster(
-            Path(target), lambda: machine.change(target)
-        )  # when it dies here, initdb lives
+        machine.write_cluster(Path(target), lambda: machine.change(target))  # when it dies here, initdb lives
         process.alive = False
         return PgdataStages()
 
@@ -627,6 +659,11 @@ class SimulatedServer(server.Server):
         self.machine.take("check", 0.0, cancellation)
         if self.machine.faults.conf_refused is not None:
             raise PostgresError(self.machine.faults.conf_refused)
+        if self.machine.storage is not None:
+            self._preflight.require_source(spec, promoting=promoting)
+            problem = None if promoting else fields.mode_problem(spec, self._configuration.in_force)
+            if problem is not None:
+                raise PostgresError(problem)
         if REFUSED_SETTING in self._configuration.render(spec).text:
             msg = f"unrecognized configuration parameter {REFUSED_SETTING}"
             raise PostgresError(msg)

@@ -20,9 +20,10 @@ from compute_node.actors.kit.actor import Actor, Pending
 from compute_node.actors.kit.simulated import SimulatedRuntime
 from compute_node.actors.lfc_manager.actor import LfcManager
 from compute_node.actors.lfc_manager.port import StoreError
+from compute_node.actors.lsn_lease.actor import LsnLease
 from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
-from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES, VM
+from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, LEASE, LFC, MONITOR, POSTGRES, VM
 from compute_node.actors.supervisor.state import Step
 from compute_node.actors.supervisor.turn import Moment
 from compute_node.actors.vm_monitor_bridge.actor import VmMonitorBridge
@@ -49,6 +50,7 @@ from compute_node.messages.lifecycle import (
     RereadConfiguration,
     ShutdownMode,
     SignalReceived,
+    Status,
     StatusChanged,
     Terminate,
 )
@@ -65,8 +67,11 @@ from compute_node.messages.postgres import (
     PostgresStartFailed,
     StopRung,
 )
-from compute_node.messages.settings import NodeSettings
-from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption
+from compute_node.messages.promotion import Promote
+from compute_node.messages.secret import Secret
+from compute_node.messages.settings import NodeSettings, SourceName
+from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption, Mode, StaticMode
+from compute_node.postgres.lsn import show_lsn
 from compute_node.process import node
 from typing_extensions import override
 
@@ -85,11 +90,14 @@ from doubles.machine import (
 )
 from doubles.servers import FakeServers
 from doubles.specs import a_spec, settings, with_role
+from doubles.storage import KEEPERS, PINNED, Storage, StoragePageservers, stored_fields
 from doubles.vm import FakeAgents, FakeFileCache, FakeMachine, FakeMemory
 
 REFUSED: Final = a_spec(
     cluster=Cluster(roles=(), databases=(), settings=(GenericOption(REFUSED_SETTING, "string", "on"),))
 )
+STORED: Final = 2
+"""The remainder, by 3, of the seeds whose node lives on Neon's storage."""
 MAX_STEPS: Final = 6_000
 """In one life."""
 PATIENCE_S: Final = 90.0
@@ -99,6 +107,9 @@ STAYS_S: Final = 3.0
 MAY_FAIL: Final = [step for step in Failpoint if step not in {Failpoint.OBSERVE, Failpoint.EXIT_SEEN}]
 """At the others an error is the death of the actor, as it should be."""
 HOUR_S: Final = 3_600.0
+LSN: Final = "0/28F10D8"
+MODES: Final[tuple[str | StaticMode, ...]] = ("Primary", "Replica", StaticMode(show_lsn(PINNED)))
+"""Of a node on Neon's storage."""
 
 
 class Bug(Message, frozen=True):
@@ -131,18 +142,32 @@ class World:
     """Back and forth, at each step."""
 
     def __init__(
-        self, seed: int, *, drawn: bool = False, kind: PgdataKind = PgdataKind.ABSENT, mount: bool = False
+        self,
+        seed: int,
+        *,
+        drawn: bool = False,
+        kind: PgdataKind = PgdataKind.ABSENT,
+        mount: bool = False,
+        source: SourceName = SourceName.INITDB,
     ) -> None:
-        """With `drawn` the machine and the command line come from the seed too; else they are plain."""
+        """With `drawn` the machine, the source and the command line come from the seed too; else they are plain."""
         self.seed = seed
         self.drawn = drawn
         self.runtime = SimulatedRuntime(seed)
         self.random = self.runtime.random
         self.clock = self.runtime.clock
         kinds = [one for one in PgdataKind if one is not PgdataKind.OURS_COPY] if drawn else [kind]
+        if drawn and seed % 3 == STORED:
+            source = SourceName.PAGESERVER
         self.machine = Machine(
-            self.runtime, self.random.choice(kinds), mount=self.random.random() < 0.25 if drawn else mount
+            self.runtime,
+            self.random.choice(kinds),
+            mount=self.random.random() < 0.25 if drawn else mount,
+            source=source,
         )
+        self.storage = self.machine.storage
+        self.mode: str | StaticMode = "Primary"
+        """Of the node's specs, where there is a storage; drawn anew in each life."""
         self.servers = FakeServers()
         self.store = MachineStore(self.machine)
         if drawn and self.random.random() < 0.5:
@@ -194,7 +219,7 @@ class World:
         self.ref = runtime.ref("supervisor")
         self.supervisor = Supervisor(
             self.settings,
-            {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, HTTP, VM)},
+            {name: runtime.ref(name) for name in (POSTGRES, CONFIGURATOR, MONITOR, LFC, LEASE, HTTP, VM)},
             read_spec=lambda _cancellation, _count: self.reread,
             listeners=(runtime.ref("listener"),),
             began=Moment(self.clock.now(), self.clock.wall()),
@@ -224,6 +249,8 @@ class World:
                 file_cache=self.file_cache,
                 machine=self.vm,
             )
+        if self.storage is not None:
+            self.actors[LEASE] = LsnLease(self.ref, StoragePageservers(self.storage))
         self.invariants = Invariants(self)
         runtime.after_step = self._after_step
         for name, actor in self.actors.items():
@@ -237,6 +264,7 @@ class World:
             "pgdata": self.machine.pgdata,
             "config_path": "/some/config.json",
             "lfc_store": "/lfc",
+            "source": self.machine.source,
         }
         if self.drawn:
             fields["lfc_offload_on_stop"] = self.random.random() < 0.3
@@ -349,7 +377,7 @@ class World:
                 faults.tidy_takes_s = 1_000.0
             case 3:
                 self.machine.held = True
-                self.configure(with_role("c"))
+                self.configure(with_role("c") if self.storage is None else self.stored_spec())
                 self.soon(lambda: self.ask(GetStatus()))
                 self.soon(self.signal)
                 self._stop_was_asked()
@@ -375,7 +403,15 @@ class World:
         if self.stop_asked_s is None:
             self.stop_asked_s = self.active_s
 
+    def stored_spec(self, **changes: Any) -> ComputeSpec:
+        """A spec of a node of the storage, in the mode of this life."""
+        return with_role(self.random.choice("ab"), **(stored_fields(self.mode) | changes))
+
     def some_spec(self) -> ComputeSpec:
+        if self.storage is not None:
+            moved: dict[str, Any] = {"pageserver_connstring": Secret("postgresql://ps2")}
+            another: dict[str, Any] = {"mode": self.random.choice(MODES)}
+            return self.stored_spec(**self.random.choice([{}, {}, {}, moved, moved, another]))
         return self.random.choice(
             [
                 a_spec(),
@@ -410,9 +446,39 @@ class World:
             (2, self.set_the_wall_clock),
             (1, self.plant_a_bug),
         ]
+        if self.storage is not None:
+            state = self.supervisor.state
+            is_replica = state.spec is not None and state.spec.compute_mode is Mode.REPLICA
+            up = state.status is Status.RUNNING
+            actions += [
+                (1, self.storage.write) if self.is_writing else (60 if up and is_replica else 3, self.promote)
+            ]
+            actions += [(8, self.refresh)] if up else []
         weights = [weight for weight, _ in actions]
         _, action = self.random.choices(actions, weights)[0]
         action()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether Postgres runs as a primary of the storage."""
+        postmaster = self.machine.postmaster
+        if self.storage is None or postmaster is None or not postmaster.alive:
+            return False
+        return self.mode == "Primary" or self.storage.primary == postmaster.pid
+
+    def promote(self) -> None:
+        """Ask for a promotion, sometimes more than once; some of those who ask leave before they are answered."""
+        prewarm = self.random.choice([PrewarmStatus.COMPLETED, PrewarmStatus.COMPLETED, None])
+        by_spec = Promote(LSN, self.stored_spec(mode="Primary"), prewarm=prewarm)
+        by_form = Promote(LSN, safekeepers=",".join(KEEPERS), prewarm=prewarm)
+        request = self.random.choice([by_spec, by_form])
+        for _ in range(self.random.choice([1, 1, 2])):
+            if self.random.random() < 0.4:
+                self.ref.request(request)  # nobody ever reads the answer
+            else:
+                self.ask(request)
+        if self.random.random() < 0.3:
+            self.soon(lambda: self.ask(self.random.choice([by_spec, by_form])))
 
     def reread_configuration(self) -> None:
         self.reread = self.some_spec()
@@ -489,8 +555,24 @@ class World:
             (self.servers, "under_way", 1),
             (self.servers, "ends_early", {choice(SERVERS)}),
         ]
+        if self.storage is not None:
+            ways += 2 * self._ways_of_the_storage(self.storage)
         where, name, wrong = choice(ways)
         setattr(where, name, wrong)
+
+    def _ways_of_the_storage(self, storage: Storage) -> list[tuple[object, str, object]]:
+        faults, choice = self.machine.faults, self.random.choice
+        silent = frozenset(self.random.sample(range(len(KEEPERS)), choice([1, 2])))
+        return [
+            (storage.faults, "silent", silent),
+            (storage.faults, "lease_fails", True),
+            (storage.faults, "lease_held", True),
+            (storage.faults, "collected", True),
+            (storage.faults, "promote_fails", "pg_promote: it did not"),
+            (faults, "promote_takes_s", choice([1.0, 30.0])),
+            (faults, "sync_takes_s", choice([1.0, 100.0])),
+            (faults, "syncs_that_fail", choice([1, 7])),
+        ]
 
     def crash_a_backend(self) -> None:
         """Let Postgres lose all its sessions and its cache, and recover in place."""
@@ -529,6 +611,10 @@ class World:
         self.servers.ends_early = set()
         self.servers.taken = None
         self.servers.held = False
+        if self.storage is not None:
+            self.storage.mend()
+            if self.supervisor.state.spec is not None:
+                self.reread = self.stored_spec(mode=self.supervisor.state.spec.mode)
         if self.machine.postmaster is not None:
             self.machine.postmaster.ready_at = min(self.machine.postmaster.ready_at, self.clock.now())
 
@@ -553,17 +639,34 @@ class World:
         self.servers.held = chance() < 0.1
         self.observer.takes_s = self.random.choice([0.0, 100.0])
 
+        if self.storage is not None:
+            self._random_faults_of_the_storage(self.storage)
+
+    def _random_faults_of_the_storage(self, storage: Storage) -> None:
+        faults, choice = self.machine.faults, self.random.choice
+        faults.quorum_takes_s = choice([0.0, 1.0])
+        faults.sync_takes_s = choice([0.0, 5.0])
+        faults.syncs_that_fail = choice([0, 0, 2, 7])
+        faults.passing_failures = choice([0, 1, 3, 20])
+        storage.faults.silent = choice([frozenset(), frozenset(), frozenset({1}), frozenset({0, 2})])
+        storage.lease_s = choice([4.0, 4.0, 600.0])
+        storage.faults.lease_fails, storage.faults.collected = choice([0, 0, 1]) > 0, choice([0, 0, 1]) > 0
+
     # --- Whole lives
 
     def live_all(self) -> None:
         """Live one life after the other; the last is one without faults, in which all must come right."""
         for _ in range(self.random.choice([1, 1, 2, 3])):
             self.random_start_faults()
+            if self.storage is not None:
+                self.mode = self.random.choice([*MODES, "Primary"])
             self.boot(self.some_spec() if self.random.random() < 0.7 else None)
             self.live()
             self._between_lives()
         self.mend()
-        self.boot(with_role("a"), fresh=False, set_aside_pgdata=False)
+        self.mode = "Primary"
+        last = with_role("a") if self.storage is None else self.stored_spec()
+        self.boot(last, fresh=False, set_aside_pgdata=False)
         self.rest()
         self.invariants.healed()
         self.break_something()
@@ -575,6 +678,10 @@ class World:
         self.live_on(acts=0, killed_with=0.0)
 
     def _between_lives(self) -> None:
+        if self.storage is not None and self.random.random() < 0.6:
+            self.storage.rest()
+            if self.random.random() < 0.5:
+                self.storage.write()  # the last that the primary did: one of them may lag behind
         if self.random.random() < 0.3:
             self.machine.kill_all()
         elif self.random.random() < 0.3:
@@ -597,7 +704,7 @@ class World:
         return self.live_on(
             acts=self.random.randrange(8),
             killed_with=killed_with,
-            killed_when_up_with=0.1 if self.random.random() < 0.2 else 0.0,
+            killed_when_up_with=0.1 if self.random.random() < (0.2 if self.storage is None else 0.4) else 0.0,
             patient=self.random.random() < 0.3,
         )
 
@@ -614,6 +721,11 @@ class World:
         A patient world mends everything first and looks whether the node comes right by itself.
         """
         pace = self.random.choice([0.03, 0.15, 0.5])
+        if self.storage is not None and acts and self.random.random() < 0.6:
+            if self.random.random() < 0.7:
+                self.mend()
+            self.rest()  # promotions, leases and moved pageservers are the affair of a node that is up
+            self.watch(self.random.choice([0.0, 8.0]))
         for _ in range(MAX_STEPS):
             is_up = self.machine.postmaster is not None and self.machine.postmaster.alive
             chance = killed_with + (killed_when_up_with if is_up else 0.0)

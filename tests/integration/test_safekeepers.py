@@ -1,6 +1,8 @@
 """`postgres --sync-safekeepers` as a real program."""
 
 import os
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from msgspec.structs import replace
 from doubles.safekeepers import Sync, SyncProgram, stored_spec
 from doubles.specs import settings
 from fix_postgres import wait_until
+from fix_process import a_false_postgres, in_thread
 
 TOKEN = "canary.token"
 PATIENT_S = 30.0
@@ -113,3 +116,23 @@ def test_a_cancellation_ends_the_program_within_a_second_and_leaves_no_child(
     thread.join(30)
     assert ended
     assert ended[0] - asked_s < 1.0
+
+
+def test_what_a_killed_node_left_syncing_is_ended_by_the_next(
+    syncing: Server, postgres_folder: Path, account: Account | None
+) -> None:
+    """It could still be elected later, and would shut the next primary out."""
+    place = Path(sync_folder(syncing.pgdata, account))
+    place.mkdir(mode=0o700)
+    left = [a_false_postgres(postgres_folder), "-c", "echo up; read line"]
+    with subprocess.Popen(left, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as orphan:
+        assert orphan.stdout is not None
+        assert orphan.stdout.readline() == b"up\n"
+        reaper = in_thread(orphan.wait)
+        try:
+            syncing.inspect(Cancellation())
+            reaper.join(30)
+            assert orphan.returncode == -signal.SIGTERM
+        finally:
+            orphan.kill()
+            syncing.release()

@@ -25,9 +25,11 @@ from compute_node.actors.kit.cell import Cell
 from compute_node.actors.kit.effects import After
 from compute_node.actors.lfc_manager import actor as lfc
 from compute_node.actors.lfc_manager import rules
-from compute_node.actors.postgres_process import claim
+from compute_node.actors.lsn_lease import rules as lease
+from compute_node.actors.postgres_process import claim, configuration, safekeepers
 from compute_node.actors.postgres_process import decisions as process
 from compute_node.actors.postgres_process.pgdata import Recovery, Usable
+from compute_node.actors.postgres_process.port import Promotion
 from compute_node.actors.postgres_process.state import Phase as ProcessPhase
 from compute_node.actors.supervisor import actor as supervisor
 from compute_node.actors.supervisor import configuring, decisions, ending, state
@@ -52,7 +54,7 @@ from compute_node.messages.postgres import (
 from compute_node.messages.vm import VmPrepared
 
 from simulation.cache_lives import check_cache
-from simulation.lives import FoundError, check
+from simulation.lives import FoundError, check, check_stored
 from simulation.vm_lives import check_bridge, check_scaled
 
 SEEDS: Final = 1_000
@@ -281,6 +283,33 @@ def trusts_any_cache(right: Any, *args: Any) -> Any:
     return right(*rest, None, cancellation)
 
 
+def begins_at_the_latest(right: Any, turn: Any, _: int) -> None:
+    right(turn, 0)
+
+
+def takes_the_first_reply(right: Any, count: int, replies: Any) -> Any:
+    return right(1, dict(list(replies.items())[:1])) or right(count, replies)
+
+
+def leaves_syncs() -> Planted:
+    return mock.patch.object(claim, "sync_folder", return_value="/nowhere")
+
+
+def says_promoted_at_once(_: Any, myself: Any, *__: Any) -> Promotion:
+    myself.promoted = True
+    return Promotion(0, 0)
+
+
+def answers_no_promotion(right: Any, myself: Turn, outcome: Any) -> None:
+    before = len(myself.effects)
+    right(outcome)
+    without(myself, before, Answer)
+
+
+def never_renews(_: Any, __: float) -> float:
+    return 1e6
+
+
 def goes_by_the_wall_clock(right: Any, now_s: float, wall_s: float) -> Any:
     return right(wall_s, wall_s)
 
@@ -459,6 +488,32 @@ BITES: Final = (
         "17",
         replaced(bridge._Turn, "offered", takes_late_offers),
         check_bridge,
+    ),
+    Bite(
+        "a primary begins where the pageserver is, not its safekeepers",
+        "18",
+        replaced(process.preparing, "_prepare_from", begins_at_the_latest),
+        check_stored,
+    ),
+    Bite(
+        "one safekeeper is taken for a quorum",
+        "18",
+        replaced(safekeepers, "judge", takes_the_first_reply),
+        check_stored,
+    ),
+    Bite("a sync that a killed node has left is not ended", "18", leaves_syncs, check_stored),
+    Bite("a lease is not renewed", "19", replaced(lease, "renewal_s", never_renews), check_stored),
+    Bite(
+        "promoted without a look at whether it writes",
+        "20",
+        replaced(configuration.Configuration, "promote", says_promoted_at_once),
+        check_stored,
+    ),
+    Bite(
+        "a promotion is answered to nobody",
+        "20",
+        replaced(Turn, "end_promotion", answers_no_promotion),
+        check_stored,
     ),
     Bite("the wall clock measures deadlines", "13", replaced(supervisor, "Moment", goes_by_the_wall_clock)),
     Bite(

@@ -1,6 +1,7 @@
 """The whole node from a seed: any order of messages, faults, requests and deaths keeps the promises."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -58,12 +59,24 @@ def test_replay_of_one_seed() -> None:
 
 
 def test_the_seeds_reach_every_end_and_every_status() -> None:
-    codes, statuses, recoveries = set(), set(), 0
+    codes, statuses, recoveries, stored = set(), set(), 0, Counter[str]()
     for seed in range(150):
         world = live(seed)
         codes |= {None if report is None else report.code for report in world.ends}
         statuses |= world.reached
         recoveries += world.machine.orphans_met
+        if world.storage is not None:
+            stored += world.storage.happened
+    assert set(stored) >= {
+        "agreed",
+        "synced",
+        "not synced",
+        "backup",
+        "retry",
+        "granted",
+        "refused",
+        "promoted",
+    }
     assert codes == {None, 0, 1, 75}
     assert statuses == set(Status)
     assert recoveries > 3

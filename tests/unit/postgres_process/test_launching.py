@@ -28,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fix_postgres import SHM
+from fix_process import a_false_postgres
 
 WAIT_S = 10.0
 SECRETS = {
@@ -92,14 +93,6 @@ def test_only_a_postgres_that_works_in_the_folder_counts_as_an_orphan(tmp_path: 
             assert stranger.poll() is None
         finally:
             stranger.kill()
-
-
-def a_false_postgres(folder: Path) -> str:
-    """A program of that name that does what `sh` does."""
-    program = folder / "postgres"
-    program.write_bytes(Path("/bin/sh").resolve().read_bytes())
-    program.chmod(0o755)
-    return str(program)
 
 
 LADDER = (*((number, 0.15) for number, _ in orphans.LADDER[:2]), orphans.LADDER[2])
