@@ -96,12 +96,16 @@ class Branch:
         """Start the replica, which follows, and have its cache prewarmed: nothing is stored for it."""
         self.node.run(self.document)
         self.node.look_for_secrets()
+        there = "SELECT to_regclass('t') IS NOT NULL"
+        wait_until(lambda: self.node.query(there) == [(True,)], "it follows", 30)
         assert self.node.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
 
     def prewarm(self) -> None:
         assert self.node.call("POST", "/lfc/prewarm").status == 202
         asked = self.node.call
-        wait_until(lambda: asked("GET", "/lfc/prewarm").body["status"] == "skipped", "the prewarm is over")
+        wait_until(
+            lambda: asked("GET", "/lfc/prewarm").body["status"] == "skipped", "the prewarm is over", 30
+        )
 
     def leave_behind(self) -> str:
         """Let the primary write what the replica does not replay yet, and end; return where it ended."""
@@ -194,7 +198,7 @@ def test_a_replica_of_storage_catches_up_is_promoted_though_its_client_leaves_an
 
     node.set_failpoint(STEP, "pause")
     leave = ask_and_leave(node, request)
-    wait_until(lambda: "got promotion request" in node.log, "it is asked for")
+    wait_until(lambda: "got promotion request" in node.log, "it is asked for", 30)
     node.query("SELECT pg_wal_replay_resume()")
     node.await_failpoint(STEP)
     await_waiters(node, 1)
@@ -274,19 +278,21 @@ def test_a_node_that_is_killed_while_it_is_promoted_comes_back_as_what_it_was_or
     new = spec(cluster={"roles": [{"name": "alice"}]}, **fields)
     node.run(follower)
     node.set_failpoint(STEP, "pause")
-    ask_and_leave(node, {"spec": new})()
+    leave = ask_and_leave(node, {"spec": new})
     node.await_failpoint(STEP)
     kill(node)
+    leave()
 
     node.run(follower)
     primary.query("INSERT INTO t VALUES (2)")
-    wait_until(lambda: node.query("SELECT count(*) FROM t") == [(2,)], "it follows again")
+    wait_until(lambda: node.query("SELECT count(*) FROM t") == [(2,)], "it follows again", 30)
     primary.stop()
     node.set_failpoint(Failpoint.INSTALL_WRITTEN, "pause")
-    ask_and_leave(node, {"spec": new})()
+    leave = ask_and_leave(node, {"spec": new})
     node.await_failpoint(Failpoint.INSTALL_WRITTEN)
     node.query("INSERT INTO t VALUES (3)")
     kill(node)
+    leave()
 
     node.run(new)
     assert node.query("SELECT count(*), pg_is_in_recovery() FROM t") == [(3, False)]

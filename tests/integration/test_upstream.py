@@ -88,7 +88,7 @@ def test_a_replica_is_copied_follows_its_primary_and_is_copied_anew_by_the_next_
 
     assert process.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
     primary.query("INSERT INTO t VALUES (2)")
-    wait_until(lambda: process.query("SELECT count(*) FROM t") == [(2,)], "the replica follows")
+    wait_until(lambda: process.query("SELECT count(*) FROM t") == [(2,)], "the replica follows", 30)
     assert primary.query("SELECT application_name, slot_name FROM pg_stat_replication r JOIN pg_replication_slots s "
                          "ON s.active_pid = r.pid") == [("compute-1", "of_the_replica")]  # fmt: skip
     assert process.query("SELECT name, setting FROM pg_settings WHERE name IN ('max_worker_processes', "
@@ -112,7 +112,7 @@ def test_a_promoted_replica_writes_is_no_copy_any_more_and_is_kept_by_the_next_s
     spec = replica(primary)
     process.start(spec)
     primary.query("INSERT INTO t VALUES (2)")
-    wait_until(lambda: process.query("SELECT count(*) FROM t") == [(2,)], "the replica follows")
+    wait_until(lambda: process.query("SELECT count(*) FROM t") == [(2,)], "the replica follows", 30)
     ((end,),) = primary.query("SELECT pg_current_wal_flush_lsn()::text")
     primary.stop()
     refused = process.check(fast_spec())
@@ -168,7 +168,7 @@ def test_a_node_that_follows_is_promoted_over_http_and_comes_back_as_a_primary(
     node.look_for_secrets()
     primary.query("INSERT INTO t VALUES (2)")
     ((end,),) = primary.query("SELECT pg_current_wal_flush_lsn()::text")
-    wait_until(lambda: node.query("SELECT count(*) FROM t") == [(2,)], "the node follows")
+    wait_until(lambda: node.query("SELECT count(*) FROM t") == [(2,)], "the node follows", 30)
     primary.stop()
 
     wrong = node.call("POST", "/promote", {"spec": a_spec(mode="Replica"), "wal_flush_lsn": end})
@@ -319,7 +319,7 @@ def test_a_primary_that_dies_in_the_middle_is_waited_for(
     assert process.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
     process.stop()
     slots = "SELECT slot_name::text, active FROM pg_replication_slots"
-    wait_until(lambda: primary.query(slots) == [("of_the_replica", False)], "the slot stays, and only it")
+    wait_until(lambda: primary.query(slots) == [("of_the_replica", False)], "the slot stays, and only it", 30)
 
 
 def test_what_a_node_that_was_killed_in_the_middle_has_left_is_ended_and_cleared_away_by_the_next_start(
@@ -379,9 +379,10 @@ def test_a_replica_of_a_replica_follows_it_also_when_that_becomes_a_primary(
         )
     )
     assert leaf.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
-    assert middle.query("SELECT application_name FROM pg_stat_replication") == [("leaf",)]
+    followers = "SELECT application_name FROM pg_stat_replication"
+    wait_until(lambda: middle.query(followers) == [("leaf",)], "the leaf follows the middle", 30)
     primary.query("INSERT INTO t VALUES (2)")
-    wait_until(lambda: leaf.query("SELECT count(*) FROM t") == [(2,)], "it follows through the middle")
+    wait_until(lambda: leaf.query("SELECT count(*) FROM t") == [(2,)], "it follows through the middle", 30)
     primary.stop()
     promoted = middle.tell(PromotePostgres(9, spec, None), PostgresPromoted, PostgresPromotionFailed)
     assert isinstance(promoted, PostgresPromoted), promoted
