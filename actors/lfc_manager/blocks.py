@@ -38,7 +38,12 @@ class Buffers(msgspec.Struct, frozen=True, array_like=True):
     @property
     def total(self) -> int:
         """How many blocks there are."""
-        return sum(relation.blocks for relation in self.relations)
+        return total_of(self.relations)
+
+
+def total_of(relations: Iterable[Relation]) -> int:
+    """Count the blocks of relations."""
+    return sum(relation.blocks for relation in relations)
 
 
 class Run(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ import msgspec
 from psycopg import Error, sql
 
 from ...postgres.asking import Row, StatementError, ask
-from .blocks import FORKS, SHARED, Batches, Buffers, Pace, Relation, Run, decode, encode, runs
+from .blocks import FORKS, SHARED, Batches, Buffers, Pace, Relation, Run, decode, encode, runs, total_of
 from .port import CacheError, Counts, Progress
 from .sessions import Connection, Sessions, line
 
@@ -182,9 +182,21 @@ class _Load:
         self._busy = False
         self._pace = Pace()
         self.prewarmed = 0
+        self.skipped = 0
 
     async def database(self, connection: Connection, relations: Sequence[Relation]) -> None:
-        """Read what one database still has of its relations."""
+        """Read what one database still has of its relations, and skip the rest."""
+        before = self.prewarmed + self.skipped
+        try:
+            await self._read(connection, relations)
+        finally:
+            self.skip(total_of(relations) - (self.prewarmed + self.skipped - before))
+
+    def skip(self, blocks: int) -> None:
+        """Count blocks that are not read."""
+        self.skipped += blocks
+
+    async def _read(self, connection: Connection, relations: Sequence[Relation]) -> None:
         reader = await _function(connection, "pg_prewarm", "pg_prewarm", MAKE_READER)
         read = sql.SQL(READ).format(reader).as_bytes(connection)
         wanted = [
@@ -192,6 +204,7 @@ class _Load:
             for n, r in enumerate(relations)
         ]
         files = await _files(connection, wanted)
+        self.skip(total_of(r for n, r in enumerate(relations) if n not in files))
         sizes = [(r, files[n][1] if n in files else 0) for n, r in enumerate(relations)]
         batches = Batches(runs(sizes))
         gone: set[int] = set()
@@ -241,7 +254,7 @@ class _Load:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._told_s >= TELL_S:
             self._told_s = now_s
-            self._progress(Counts(self._total, self.prewarmed, 0))
+            self._progress(Counts(self._total, self.prewarmed, self.skipped))
         if self._busy or now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
             self._busy = await ask(connection, BUSY) == [[b"t"]]
@@ -278,6 +291,7 @@ async def load(sessions: Sessions, connection: Connection, state: bytes, progres
         under_way = _Load(total, _int((await ask(connection, ROOM))[0][0]), progress)
         for database, relations in by_database.items():
             if database not in there and database != SHARED:
+                under_way.skip(total_of(relations))
                 continue
             try:
                 if database == SHARED:
@@ -292,7 +306,7 @@ async def load(sessions: Sessions, connection: Connection, state: bytes, progres
         raise CacheError(msg) from None
     if without:
         log.warning("the cache is not prewarmed for %d databases: %s", len(without), ", ".join(without[:10]))
-    return Counts(total, under_way.prewarmed, total - under_way.prewarmed)
+    return Counts(total, under_way.prewarmed, under_way.skipped)
 
 
 # --- The functions -----------------------------------------------------------------------------------------

@@ -393,7 +393,6 @@ class _Turn:
             self.set(again=self.state.again + 1)
             self._begin_prewarm(None)
         else:
-            self.set(incomplete=True)
             self.log(
                 logging.ERROR,
                 f"the cache is not prewarmed again: Postgres has crashed during the last {MOST_AGAIN} prewarms",
@@ -508,7 +507,7 @@ class _Turn:
                 )
             case PrewarmEvent.NOT_FOUND:
                 own = warming.from_endpoint is None
-                self.set(incomplete=warming.was_incomplete and not own)
+                self.set(incomplete=warming.was_incomplete and not own, again=0)
                 self.log(logging.INFO, "the cache is not prewarmed: there is no saved state")
             case PrewarmEvent.CANCELLED:
                 self.log(logging.INFO, "the prewarm was cancelled")

@@ -6,6 +6,7 @@ It opens for one token; that reads every endpoint of its timeline and writes onl
 import contextlib
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from enum import Enum
@@ -37,6 +38,9 @@ class Fault(Enum):
     NOT_HTTP = "something else is spoken"
     REDIRECT = "307 to itself"
     EMPTY = "200 with nothing"
+    HUGE = "200 that announces a terabyte"
+    ENDLESS = "200 with a body that does not end"
+    DEAF = "nothing of what is sent is read"
 
 
 class EndpointStorage:
@@ -51,8 +55,7 @@ class EndpointStorage:
         self.released = threading.Event()
         """Ends what is silent."""
         self.changed = threading.Condition()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"storage": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"storage": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -81,6 +84,16 @@ class EndpointStorage:
         self._thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Do not tell of clients that have gone away."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     storage: EndpointStorage
     protocol_version = "HTTP/1.1"
@@ -94,6 +107,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, method: str) -> None:
         storage = self.storage
         with contextlib.suppress(OSError):
+            if storage.fault is Fault.DEAF:
+                storage.note(method, self.path)
+                self._fail(storage.fault)
+                return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             storage.note(method, self.path)
             if storage.fault is not None:
@@ -130,6 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         kept = self.storage.kept.get(self.path, pack(bytes(1000)))
         half = kept[: len(kept) // 2]
+        if fault in {Fault.HUGE, Fault.ENDLESS}:
+            self._say_too_much(2**40 if fault is Fault.HUGE else None)
+            return
         bodies = {
             Fault.SHORTENED: half,
             Fault.HTML: b"<html><body>Log in, please</body></html>",
@@ -147,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(half)
                 if fault is Fault.RESET:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            case Fault.SILENCE:
+            case Fault.SILENCE | Fault.DEAF:
                 self.storage.released.wait()
             case Fault.TRICKLE:
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
@@ -157,6 +177,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"-ERR unknown command\r\n")
             case Fault.REDIRECT:
                 self._answer(307, Location=f"http://{self.storage.address}/elsewhere")
+
+    def _say_too_much(self, announced: int | None) -> None:
+        self.send_response(200)
+        if announced is not None:
+            self.send_header("Content-Length", str(announced))
+        self.end_headers()
+        while not self.storage.released.is_set():
+            self.wfile.write(bytes(65536))
 
     @override
     def log_message(self, format: str, *args: Any) -> None:

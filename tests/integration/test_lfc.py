@@ -14,7 +14,7 @@ from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 
 from doubles import canaries
-from doubles.endpoint_storage import TENANT, TIMELINE, EndpointStorage, endpoint_storage
+from doubles.endpoint_storage import TENANT, TIMELINE, EndpointStorage, Fault, endpoint_storage
 from fix_node import MakeNode, Node, setting, spec
 from fix_postgres import copy_with_extensions, owned_folder, wait_until
 
@@ -161,6 +161,49 @@ def test_a_node_that_is_killed_in_the_middle_of_a_prewarm_comes_back_with_the_go
     assert node.query("SELECT neon.standin_chunks()") == [(CHUNKS,)]
     assert node.stop() == 0, node.log
     assert saved() == CHUNKS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_whatever_the_storage_answers_a_prewarm_ends_in_a_state_that_says_why_and_the_node_serves(
+    make_node: MakeNode, flavoured: Binaries, storage: EndpointStorage
+) -> None:
+    node = make_node(flavoured).run(on_neon(storage, autoprewarm=False, offload_lfc_interval_seconds=None))
+    node.query(f"SELECT neon.standin_fill({CHUNKS})")
+    assert node.call("POST", "/lfc/offload").status == 202
+    wait_until(lambda: storage.kept, "it is saved", 30)
+    good = dict(storage.kept)
+    for fault, text in (
+        (Fault.SHORTENED, "decoding LFC state: its end is missing"),
+        (Fault.HTML, "decoding LFC state: it does not begin as a Zstandard frame"),
+        (Fault.BOMB, "decoding LFC state: it has more than 67108864 bytes"),
+        (401, "401 Unauthorized querying endpoint storage"),
+    ):
+        storage.fault, storage.status = (fault, None) if isinstance(fault, Fault) else (None, fault)
+        assert node.call("POST", "/lfc/prewarm").status == 202
+        assert await_prewarm(node, "failed")["error"].startswith(text)
+    storage.status = None
+    for fault, asked in ((Fault.SILENCE, "GET"), (Fault.TRICKLE, "GET"), (Fault.CUT, "GET")):
+        storage.fault = fault
+        storage.asked.clear()
+        assert node.call("POST", "/lfc/prewarm").status == 202
+        storage.wait_until_asked(asked)
+        assert prewarm_state(node)["status"] == "prewarming", "a cut body is asked for again"
+        assert node.call("DELETE", "/lfc/prewarm").status == 202
+        await_prewarm(node, "cancelled")
+    assert node.metric("compute_ctl_lfc_prewarm_errors_total") == 4
+    storage.fault = None
+    for path, status in (("/lfc/offload", 409), ("/lfc/prewarm", 202)):
+        assert node.call("POST", path).status == status
+    await_prewarm(node, "completed")
+    storage.status = 413
+    assert node.call("POST", "/lfc/offload").status == 202
+    wait_until(lambda: node.call("GET", "/lfc/offload").body["status"] == "failed", "too large", 30)
+    assert "413" in node.call("GET", "/lfc/offload").body["error"]
+    assert storage.kept == good
+    assert node.status()["status"] == "running"
+    assert node.call("GET", "/ready", token=None).status == 200
+    assert storage.token not in node.log
 
 
 CACHED = """\

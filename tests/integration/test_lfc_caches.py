@@ -148,8 +148,10 @@ def test_after_a_restart_the_blocks_of_all_databases_are_back_and_nothing_is_lef
 
 @pytest.mark.slow
 def test_what_is_gone_cut_rewritten_or_locked_is_skipped_and_the_rest_is_read(
-    binaries15: Binaries, cluster: MakeCluster
+    binaries15: Binaries, cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(buffers, "TELL_S", 0.0)
+    told: list[Counts] = []
     postgres = cluster(binaries15, conf=CONF)
     postgres.query("CREATE DATABASE gone")
     for table in ("dropped", "cut", "rewritten", "locked", "kept"):
@@ -167,7 +169,11 @@ def test_what_is_gone_cut_rewritten_or_locked_is_skipped_and_the_rest_is_read(
     keywords: dict[str, Any] = params(postgres.target, application_name="locker")
     with psycopg.connect(**keywords) as locker:
         locker.execute("LOCK TABLE locked")
-        counts = load(postgres, state)
+        counts = load(postgres, state, progress=told.append)
+    assert any(one.skipped > 0 and one.prewarmed < counts.prewarmed for one in told), (
+        "both are told meanwhile"
+    )
+    assert all(one.prewarmed + one.skipped <= one.total for one in told)
     back = blocks(take(postgres), *(name for _, name in saved))
     assert back.pop(("postgres", "kept")) == saved["postgres", "kept"]
     assert 90 <= back.pop(("postgres", "cut")) <= 101
@@ -343,6 +349,23 @@ def test_a_cancellation_ends_a_statement_that_waits_in_the_server(
     thread.join(20)
     assert failure
     wait_until(lambda: not postgres.query(sleeps), "it has ended in the server, too")
+
+
+def test_what_takes_too_long_is_broken_off_in_the_server_too(
+    binaries15: Binaries, cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres = cluster(binaries15)
+    postgres.query(SMALL.format("t"))
+    state = take(postgres)
+    hurried = PostgresCache(settings(connstr=postgres.connstr), take_s=0.5, load_s=0.5)
+    monkeypatch.setattr(buffers, "LIST", "SELECT pg_catalog.pg_sleep(50) /* {} */")
+    monkeypatch.setattr(buffers, "READ", "SELECT pg_catalog.pg_sleep(50 + pg_catalog.length($1)) /* {} */")
+    with pytest.raises(CacheError, match=r"querying LFC state: it took longer than 0\.5 s"):
+        hurried.take(Cancellation())
+    with pytest.raises(CacheError, match=r"loading LFC state into postgres: it took longer than 0\.5 s"):
+        hurried.load(state, lambda _: None, Cancellation())
+    sleeps = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    wait_until(lambda: not postgres.query(sleeps), "both statements have ended")
 
 
 def test_a_state_of_another_kind_is_refused_before_anything_is_read(

@@ -1,6 +1,7 @@
 """A state is one whole frame, of bounded size, with its checksum."""
 
 import contextlib
+import tracemalloc
 
 import pytest
 from compute_node.actors.lfc_manager.packing import StateError, pack, unpack
@@ -42,6 +43,17 @@ def test_a_hundred_megabytes_of_zeros_are_refused_before_they_are_there() -> Non
     assert len(body) < 100_000
     with pytest.raises(StateError, match="more than 67108864 bytes"):
         unpack(body)
+
+
+def test_what_is_too_large_takes_no_more_memory_than_the_limit() -> None:
+    body = pack(bytes(100_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(StateError, match="more than 1000000 bytes"):
+            unpack(body, 1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_limit_itself_is_taken() -> None:

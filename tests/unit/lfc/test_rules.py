@@ -324,6 +324,15 @@ def test_outcomes_that_are_late_change_nothing() -> None:
     assert life.state == before
 
 
+def test_the_outcome_of_an_earlier_one_is_not_that_of_the_one_under_way() -> None:
+    life = Life().hear(Prewarm()).prewarm_ends(CANCELLED).hear(Prewarm())
+    life.hear(PrewarmEnded(1, DONE))
+    assert life.state.prewarm.status is PrewarmStatus.PREWARMING
+    life.prewarm_ends(DONE).hear(Offload()).offload_ends(OffloadEvent.FAILED, error="no").hear(Offload())
+    life.hear(OffloadEnded(3, OffloadEvent.COMPLETED))
+    assert life.state.offload.status is OffloadStatus.OFFLOADING
+
+
 def test_what_the_spec_lacks_is_told_in_the_counterparts_words() -> None:
     life = Life(store=None).hear(Prewarm())
     assert life.state.prewarm.error == NO_ENDPOINT
@@ -408,8 +417,15 @@ def test_a_prewarm_of_which_postgres_crashes_is_not_begun_for_ever() -> None:
     assert "is not prewarmed again" in life.logs[-1][1]
     assert not life.hear(OffloadDue()).of(StartOffload)
     assert life.hear(Prewarm()).refusal is None, "somebody may try again"
-    life.prewarm_ends(DONE).hear(CacheLost())
-    assert life.of(StartPrewarm), "and what is whole was no such prewarm"
+    life.prewarm_ends(FAILED, error="the connection was lost").hear(CacheLost())
+    assert life.of(StartPrewarm), "and counts from the beginning"
+
+
+def test_a_cache_that_becomes_whole_each_time_is_warmed_again_after_any_number_of_crashes() -> None:
+    life = Life(autoprewarm=True).prewarm_ends(DONE)
+    for event in (DONE, MISSING) * MOST_AGAIN:
+        assert life.hear(CacheLost()).of(StartPrewarm)
+        life.prewarm_ends(event)
 
 
 def test_what_was_whole_is_saved_only_while_the_cache_has_still_the_same_life() -> None:
@@ -426,7 +442,7 @@ def test_what_was_whole_is_saved_only_while_the_cache_has_still_the_same_life() 
     assert life.of(StartPrewarm)
     life.prewarm_ends(DONE, life="2").hear(Offload())
     assert life.of(StartOffload)[0].life == "2"
-    life.offload_ends(OffloadEvent.CACHE_LOST, error="").hear(CancelPrewarm()).prewarm_ends(CANCELLED)
+    life.offload_ends(OffloadEvent.CACHE_LOST, error="").prewarm_ends(FAILED, error="no")
     assert life.hear(Offload(force=True)).of(StartOffload)[0].life is None, "what is forced is taken as it is"
 
 
@@ -492,6 +508,14 @@ def test_a_stop_breaks_everything_off_and_the_ticks_end() -> None:
     assert life.of(CancelJob)
     life.offload_ends(OffloadEvent.FAILED, error="broken off", cancelled=True)
     assert life.counts == {LFC_OFFLOADS.name: 1}, "that is no error"
+
+
+def test_a_tick_or_another_attempt_that_is_late_begins_nothing_once_it_is_being_stopped() -> None:
+    life = Life(offload_lfc_interval_seconds=5).hear(StopLfc(), OffloadDue())
+    assert not life.of(StartOffload)
+    life = Life().hear(Prewarm(), StopLfc()).prewarm_ends(FAILED, error="503", transient=True)
+    assert life.reminder(PrewarmRetry) is None
+    assert life.state.prewarm.status is PrewarmStatus.FAILED
 
 
 def test_the_last_offload_is_told_to_the_supervisor() -> None:

@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
+from compute_node.actors.lfc_manager import stores
 from compute_node.actors.lfc_manager.packing import MAX_BODY, StateError, pack, unpack
 from compute_node.actors.lfc_manager.places import EndpointPlace, FolderPlace
 from compute_node.actors.lfc_manager.port import StoreError
@@ -146,6 +147,35 @@ def test_a_body_that_is_no_whole_state_is_found_when_it_is_unpacked(
         unpack(body)
 
 
+@pytest.mark.parametrize("fault", [Fault.HUGE, Fault.ENDLESS])
+def test_a_body_that_is_too_large_is_not_read_to_its_end(storage: EndpointStorage, fault: Fault) -> None:
+    storage.fault = fault
+    with pytest.raises(
+        StoreError, match=r"from endpoint storage: it has .* at most 1000000 are taken"
+    ) as error:
+        fetch(storage, Limits(total_s=120.0, size=1_000_000))
+    assert not error.value.transient
+
+
+def test_a_storage_that_reads_nothing_is_given_up_and_the_transfer_can_be_cancelled(
+    storage: EndpointStorage,
+) -> None:
+    storage.fault = Fault.DEAF
+    more_than_is_on_the_way = bytes(64 * 1024 * 1024)
+    began_s = time.monotonic()
+    with pytest.raises(StoreError, match=r"writing to endpoint storage: no answer within 0\.5 s"):
+        put(storage, more_than_is_on_the_way, Limits(connect_s=50.0, silence_s=0.5, total_s=50.0))
+    assert time.monotonic() - began_s < 25
+    cancellation = Cancellation()
+    timer = threading.Timer(0.5, cancellation.request)
+    timer.start()
+    began_s = time.monotonic()
+    with pytest.raises(CancelledError):
+        Stores().put(place(storage), more_than_is_on_the_way, cancellation)
+    assert time.monotonic() - began_s < 20, "the limits alone are 30 s"
+    timer.join()
+
+
 def test_a_storage_that_is_silent_while_it_is_written_to_is_given_up(storage: EndpointStorage) -> None:
     storage.fault = Fault.SILENCE
     with pytest.raises(StoreError, match=r"writing to endpoint storage: no answer within 0\.5 s"):
@@ -187,8 +217,10 @@ def test_a_connection_that_does_not_come_about_is_given_up_and_can_be_cancelled(
         second.setblocking(False)
         second.connect_ex(address)
         full = EndpointPlace(f"127.0.0.1:{address[1]}", "/x", Secret(TOKEN))
+        began_s = time.monotonic()
         with pytest.raises(StoreError, match=r"no answer within 0\.3 s") as error:
             Stores(Limits(connect_s=0.3, total_s=60.0)).fetch(full, Cancellation())
+        assert time.monotonic() - began_s < 20, "the system tries for minutes"
         assert error.value.transient
         cancellation = Cancellation()
         timer = threading.Timer(0.3, cancellation.request)
@@ -268,7 +300,7 @@ def test_whatever_step_of_writing_fails_the_last_state_is_kept_whole(
     full = OSError(28, "No space left on device")
     with mock.patch.object(*step, side_effect=full), pytest.raises(StoreError, match="No space left"):
         store.put(where, b"new", job)
-    assert store.fetch(where, job) == b"good"
+    assert files(tmp_path) == {"one/lfc_state": b"good"}
     store.put(where, b"newer", job)
     assert files(tmp_path) == {"one/lfc_state": b"newer"}, "and nothing is left of what failed"
 
@@ -310,6 +342,16 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path
     ):
         Stores().put(FolderPlace(str(tmp_path), "one"), b"x", Cancellation())
     assert done == ["sync", "replace", "sync", "sync"]
+
+
+def test_a_file_that_is_no_state_of_ours_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, job = FolderPlace(str(tmp_path), "one"), Cancellation()
+    Stores().put(where, bytes(1001), job)
+    monkeypatch.setattr(stores, "MAX_BODY", 1000)
+    with pytest.raises(StoreError, match=r"reading .*/one/lfc_state: it has more than 1000 bytes"):
+        Stores().fetch(where, job)
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
