@@ -16,6 +16,7 @@ from ...messages.postgres import (
     WarmMemory,
 )
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped, StartServing
+from ...messages.settings import SourceName
 from ..kit.effects import After, Never
 from .effects import CONFIGURATOR, HTTP, POSTGRES, Publish
 from .lifecycle import Event
@@ -24,7 +25,9 @@ from .state import Cause, Phase
 from .turn import CLOSING_S, TIDY_S, Turn
 
 HEAD_START_S: Final = 0.03
-"""Loading the HTTP servers and the driver holds up everything else of Python; the programs of Postgres go first."""
+"""Loading the HTTP servers holds up everything else of Python; the programs of Postgres go first."""
+UNPACKING_HEAD_START_S: Final = 0.3
+"""The same where this process makes PGDATA itself; small archives are unpacked by then."""
 
 
 def boot(turn: Turn, message: Boot, _: int | None) -> None:
@@ -44,7 +47,8 @@ def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
             turn.tell(POSTGRES, WarmMemory())
     else:
         turn.begin(turn.state.spec, asked=False)
-        turn.effects.append(After(HEAD_START_S, HeadStartEnded()))
+        unpacks = turn.state.settings.source is SourceName.PAGESERVER
+        turn.effects.append(After(UNPACKING_HEAD_START_S if unpacks else HEAD_START_S, HeadStartEnded()))
 
 
 def head_start_ended(turn: Turn, _: HeadStartEnded, __: int | None) -> None:

@@ -315,12 +315,18 @@ def test_with_a_spec_at_boot_the_status_is_never_empty_once_servers_start() -> N
     assert life.statuses[-1] is Status.INIT
 
 
-def test_the_programs_of_postgres_begin_before_what_is_heavy_is_loaded() -> None:
-    life = Life()
-    life.hear(Boot(a_spec()), PgdataInspected(PgdataKind.ABSENT))
+@pytest.mark.parametrize(
+    ("source", "head_start_s"),
+    [(SourceName.INITDB, 0.03), (SourceName.UPSTREAM, 0.03), (SourceName.PAGESERVER, 0.3)],
+)
+def test_what_makes_pgdata_begins_before_what_is_heavy_is_loaded(
+    source: SourceName, head_start_s: float
+) -> None:
+    life = Life(source=source)
+    life.hear(Boot(a_spec(mode="Replica")), PgdataInspected(PgdataKind.ABSENT))
     assert life.has_told(PreparePgdata)
     assert not life.has_told(StartServing)
-    assert life.reminder(HeadStartEnded) == pytest.approx(0.03)
+    assert life.reminder(HeadStartEnded) == pytest.approx(head_start_s)
     life.hear(HeadStartEnded())
     assert [message for _, message in life.told[-2:]] == [StartServing(), MakeReady()]
 
