@@ -1,4 +1,4 @@
-"""The VmMonitorBridge: carries out what state.py decides, through the ports."""
+"""The VmMonitorBridge: carries out what turn.py decides, through the ports."""
 
 import logging
 from collections.abc import Callable
@@ -39,8 +39,8 @@ from .private import (
     WatchAgain,
     WatchEnded,
 )
-from .state import (
-    BridgeState,
+from .state import BridgeState, shown
+from .turn import (
     Cancel,
     Close,
     Count,
@@ -53,7 +53,6 @@ from .state import (
     Size,
     Watch,
     decide,
-    shown,
 )
 
 VmMessage: TypeAlias = (

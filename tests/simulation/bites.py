@@ -39,7 +39,7 @@ from compute_node.actors.supervisor.private import LingerEnded, StopOverdue
 from compute_node.actors.supervisor.state import Step
 from compute_node.actors.supervisor.turn import Turn
 from compute_node.actors.vm_monitor_bridge import decisions as vm_decisions
-from compute_node.actors.vm_monitor_bridge import state as bridge
+from compute_node.actors.vm_monitor_bridge import turn as bridge
 from compute_node.actors.vm_monitor_bridge.decisions import Asking, Denial, Stale
 from compute_node.messages.lifecycle import ConfigureFailed, GetStatus, Status, Terminate, Terminated
 from compute_node.messages.postgres import (
