@@ -213,7 +213,9 @@ class Service:
             handle(sock, address)
         finally:
             websocket = peer.websocket
-            if websocket is not None:
+            if websocket is None:
+                log.warning("the peer at %s cannot be served: no thread or descriptor to spare", peer.address)
+            else:
                 for thread in (websocket.recv_events_thread, websocket.keepalive_thread):
                     if thread is not None and thread.is_alive():
                         thread.join()
@@ -254,7 +256,11 @@ class Service:
         sending = threading.Thread(
             target=_send, args=(websocket, peer.outgoing), name=f"agent-{peer.number}-out"
         )
-        sending.start()
+        try:
+            sending.start()
+        except RuntimeError as error:
+            log.warning("the peer at %s cannot be served: %s", peer.address, error)
+            return
         try:
             with self._changed:
                 self._agents[peer.number] = peer

@@ -567,6 +567,31 @@ def test_a_machine_without_a_thread_to_spare_is_told_and_tried_again(
         agent.check_health()
 
 
+def test_a_connection_that_gets_no_thread_to_write_is_told_of_and_nobody_else_notices(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, right, failures = bridge.port, threading.Thread.start, [1]
+
+    def failing(thread: threading.Thread) -> None:
+        if failures and getattr(vars(thread)["_target"], "__name__", None) == "_send":
+            failures.pop()
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        right(thread)
+
+    with Agent(port) as agent:
+        agent.check_health()
+        with RawPeer(port) as unlucky:
+            monkeypatch.setattr(threading.Thread, "start", failing)
+            with contextlib.suppress(OSError):  # it may be closed by then
+                unlucky.offer()
+            assert unlucky.is_closed_by_the_other_side()
+        assert failures == []
+        wait_until(lambda: "cannot be served: " in caplog.text, "it is told", WAIT_S)
+        agent.check_health()
+    assert bridge.shown.connections == 1
+
+
 class Served:
     """The server without the bridge: what was heard, and what is sent is up to the test."""
 
@@ -636,12 +661,13 @@ def test_no_more_than_so_much_waits_for_who_does_not_read(
     with RawPeer(served.port) as deaf:
         deaf.offer()
         (first,) = served.await_offers(1)
-        for number in range(20 * websocket.MAX_UNSENT):
-            served.agents.send(first, protocol.NotUnderstood("x" * 30_000, number))
         service = served.agents._service
         assert service is not None
-        assert service._agents[first].outgoing.qsize() <= websocket.MAX_UNSENT
-        assert not service._agents[first].is_served, "strangers may push it out"
+        peer = service._agents[first]
+        for number in range(20 * websocket.MAX_UNSENT):
+            served.agents.send(first, protocol.NotUnderstood("x" * 30_000, number))
+            assert peer.outgoing.qsize() <= websocket.MAX_UNSENT
+        assert not peer.is_served, "strangers may push it out"
 
 
 def test_what_was_said_before_a_goodbye_comes_before_it(served: Served) -> None:
