@@ -81,6 +81,14 @@ class Configuration:
             raise PostgresError(str(error)) from error
         return Standby(conninfo, spec.upstream_slot_name, self.at_least)
 
+    def follows_another(self, spec: ComputeSpec) -> bool:
+        """Whether a running replica of the source `upstream` is to follow somebody else, or otherwise, than so far."""
+        now = None if self.in_force is None else self.standby(self.in_force)
+        new = self.standby(spec)
+        if now is None or new is None:
+            return False
+        return (now.conninfo, now.slot) != (new.conninfo, new.slot)
+
     def _lifted(self, spec: ComputeSpec) -> str:
         """Return what holds while SQL is applied; only Neon's storage has a size limit."""
         return OVERRIDE_TEXT if self._node.has_neon and spec.applies_sql else ""

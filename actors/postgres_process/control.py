@@ -30,11 +30,19 @@ class ClusterState(IntEnum):
 def read_state(pgdata: str) -> ClusterState | None:
     """Return the state of a cluster; None when it cannot be told."""
     try:
-        with Path(pgdata, "global", "pg_control").open("rb") as file:
-            data = file.read(_HEAD.size)
-        return ClusterState(_HEAD.unpack(data)[3])
+        return ClusterState(_head(pgdata)[3])
     except (OSError, struct.error, ValueError):
         return None
+
+
+def system_identifier(pgdata: str) -> int:
+    """Return what a cluster and all copies of it have in common. Raises OSError, struct.error."""
+    return int(_head(pgdata)[0])
+
+
+def _head(pgdata: str) -> tuple[int, ...]:
+    with Path(pgdata, "global", "pg_control").open("rb") as file:
+        return _HEAD.unpack(file.read(_HEAD.size))
 
 
 _NEEDED: Final = {

@@ -161,6 +161,17 @@ def unused_storage(spec: ComputeSpec) -> tuple[str, ...]:
     )
 
 
+def unused_upstream(spec: ComputeSpec, source: SourceName) -> tuple[str, ...]:
+    """Warn that nobody is followed, where the spec names somebody and the command line has not asked for that."""
+    if source is SourceName.UPSTREAM:
+        return ()
+    return tuple(
+        f"`{field}` of the spec is not used: it is for the source `upstream`, and this node's is `{source.value}`"
+        for field in ("upstream_conninfo", "upstream_slot_name")
+        if getattr(spec, field) is not None
+    )
+
+
 def unused_resources(spec: ComputeSpec, *, swap: bool, quota: bool) -> tuple[str, ...]:
     """Warn that the machine is not set as the spec says, where the command line has not asked for it."""
     found = []

@@ -113,19 +113,31 @@ class Maker:
 
                 return PageserverSource(node.account, node.binaries.major, start_lsn, node.metrics)
             case SourceName.UPSTREAM:
-                return UpstreamSource(
-                    node.binaries,
-                    node.starter,
-                    node.account,
-                    node.target.user,
-                    node.environment(),
-                    before_copying=self._claim.make_room,
-                    metrics=node.metrics,
-                )
+                return self._upstream()
             case SourceName.INITDB if self._template is not None:
                 return TemplateSource(self._template)
             case SourceName.INITDB:
                 return self._initdb()
+
+    def meet_upstream(self, spec: ComputeSpec, cancellation: Cancellation) -> None:
+        """See that the running replica can follow the upstream of this spec; its slot is made. Raises PostgresError."""
+        own = control.system_identifier(self._node.pgdata)
+        try:
+            self._upstream().meet(spec, own, cancellation)
+        except SourceError as error:
+            raise PostgresError(str(error)) from error
+
+    def _upstream(self) -> UpstreamSource:
+        node = self._node
+        return UpstreamSource(
+            node.binaries,
+            node.starter,
+            node.account,
+            node.target.user,
+            node.environment(),
+            before_copying=self._claim.make_room,
+            metrics=node.metrics,
+        )
 
     def _initdb(self) -> Source:
         node = self._node

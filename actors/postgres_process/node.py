@@ -16,6 +16,7 @@ from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import Result, Starter, run
 from . import folder, run_folders
+from .confining import NOT_CONFINED, Confinement, plan
 from .launcher import environment
 from .pgdata import Seal
 
@@ -79,6 +80,12 @@ class Node(msgspec.Struct, frozen=True):
     def environment(self, storage_token: Secret | None = None) -> dict[str, str]:
         """Return what its programs get of our environment."""
         return environment(os.environ, storage_token=storage_token)
+
+    def confinement(self, cancellation: Cancellation) -> Confinement:
+        """Find the way into the cgroup that the command line names for its Postgres. Raises CancelledError."""
+        if not self.settings.autoscaling or not self.settings.cgroup:
+            return NOT_CONFINED
+        return plan(self.settings.cgroup, self.starter, cancellation)
 
     def write(self, path: str, text: str, *, sync: bool = True) -> None:
         """Write a file of Postgres, whole or not at all; `sync`: durable."""

@@ -68,6 +68,7 @@ class Preflight:
             altered, taken_out = self._tame(altered, refuses, starting=starting)
         if self._node.is_plain:
             warnings += fields.unused_storage(spec)
+        warnings += fields.unused_upstream(spec, self._node.source)
         if self._configuration.standby(spec) is not None:
             warnings += fields.overruled(spec)
         warnings += taken_out + checking.overridden(conf, replace(around, auto_conf=altered))

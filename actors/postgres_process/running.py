@@ -8,7 +8,7 @@ from ...messages.failpoints import Failpoint
 from ...messages.postgres import StopRung
 from ...messages.spec import ComputeSpec
 from ..kit.jobs import Cancellation
-from . import confining, cores, launcher, orphans, readiness
+from . import cores, launcher, orphans, readiness
 from .control import read_state
 from .launcher import Postmaster
 from .logs import Pump
@@ -71,9 +71,7 @@ class Running:
         node = self._node
         state = read_state(node.pgdata)  # a copy of a running primary recovers too
         recovering = state is None or not state.is_clean
-        confinement = confining.NOT_CONFINED
-        if node.settings.autoscaling and node.settings.cgroup:
-            confinement = confining.plan(node.settings.cgroup, node.starter, cancellation)
+        confinement = node.confinement(cancellation)
         writer = self.pump.open(PUMP_PATIENCE_S)
         if writer is None:
             msg = "Postgres was not started: nobody reads its log"

@@ -161,6 +161,8 @@ class Server(Port):
 
     @override
     def install(self, spec: ComputeSpec, cancellation: Cancellation) -> tuple[str, ...]:
+        if self._configuration.follows_another(spec):
+            self._maker.meet_upstream(spec, cancellation)
         with self._blaming_the_disk():
             return self._configuration.install(spec, self._postgres.reload, cancellation)
 

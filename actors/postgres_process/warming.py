@@ -32,14 +32,14 @@ WARM: Final = "data"
 LOG: Final = "log"
 
 
-def conf(place: str, *, neon: bool) -> str:
+def conf(*, neon: bool) -> str:
     """Return the configuration of that Postgres: the counterpart's three lines, and nowhere to connect to."""
     lines = [
         f"shared_buffers={SHARED_BUFFERS}",
         f"port={PORT}",
         *(["shared_preload_libraries = 'neon'"] if neon else []),
         "listen_addresses = ''",
-        f"unix_socket_directories = '{place.replace(chr(39), chr(39) * 2)}'",
+        "unix_socket_directories = '.'",  # in its PGDATA, however long the path of that is
     ]
     return "".join(f"{line}\n" for line in lines)
 
@@ -57,7 +57,7 @@ class Warmer:
         """Start it, wait until it is ready, and end it. Raises PostgresError, CancelledError; nothing of it is left."""
         try:
             self._copy(cancellation)
-            text = conf(self._place, neon=self._node.has_neon)
+            text = conf(neon=self._node.has_neon)
             self._node.write(f"{self._pgdata}/postgresql.conf", text, sync=False)
             self._live(cancellation)
         finally:
@@ -88,6 +88,7 @@ class Warmer:
                 storage_token=None,
                 output=output,
                 cancellation=cancellation,
+                confinement=self._node.confinement(cancellation),
             )
         finally:
             os.close(output)

@@ -14,6 +14,7 @@ from compute_node.messages.postgres import (
     CheckConfiguration,
     ConfigurationAccepted,
     ConfigurationInstalled,
+    ConfigurationInstallFailed,
     ConfigurationRefused,
     PgdataFailed,
     PgdataInspected,
@@ -354,7 +355,7 @@ def test_what_a_node_that_was_killed_in_the_middle_has_left_is_ended_and_cleared
 # --- Replicas of replicas
 
 
-def test_a_replica_of_a_replica_follows_it_also_when_that_becomes_a_primary(
+def test_a_replica_of_a_replica_follows_it_others_as_it_is_told_and_a_middle_that_becomes_a_primary(
     make_process: MakeProcess,
     any_primary: Cluster,
     binaries: Binaries,
@@ -373,14 +374,25 @@ def test_a_replica_of_a_replica_follows_it_also_when_that_becomes_a_primary(
         connstr=f"postgresql://cloud_admin@localhost:{free_port()}/postgres",
         compute_id="leaf",
     )
-    leaf.start(
-        replica(
-            primary, upstream_conninfo=conninfo(primary, port=str(port)), upstream_slot_name="of_the_leaf"
-        )
+    to_middle = replica(
+        primary, upstream_conninfo=conninfo(primary, port=str(port)), upstream_slot_name="of_the_leaf"
     )
+    leaf.start(to_middle)
     assert leaf.query("SELECT a, pg_is_in_recovery() FROM t") == [(1, True)]
     followers = "SELECT application_name FROM pg_stat_replication"
     wait_until(lambda: middle.query(followers) == [("leaf",)], "the leaf follows the middle", 30)
+
+    to_primary = replica(primary, upstream_slot_name="second")
+    assert isinstance(leaf.install(to_primary), ConfigurationInstalled)
+    slots = "SELECT slot_name::text, active FROM pg_replication_slots"
+    wait_until(lambda: primary.query(slots) == [("second", True)], "the leaf follows the primary itself", 30)
+    refused = leaf.install(replica(primary, upstream_conninfo=conninfo(primary, password="wrong")))
+    assert isinstance(refused, ConfigurationInstallFailed)
+    assert "cannot be followed: it cannot be reached" in refused.error
+    assert "password authentication failed" in refused.error
+    assert leaf.query("SHOW primary_slot_name") == [("second",)], "what was in force stays so"
+    assert isinstance(leaf.install(to_middle), ConfigurationInstalled), "its slot is there already"
+    wait_until(lambda: middle.query(followers) == [("leaf",)], "the leaf follows the middle again", 30)
     primary.query("INSERT INTO t VALUES (2)")
     wait_until(lambda: leaf.query("SELECT count(*) FROM t") == [(2,)], "it follows through the middle", 30)
     primary.stop()

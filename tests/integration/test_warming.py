@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation
-from compute_node.actors.postgres_process import readiness
+from compute_node.actors.postgres_process import node, readiness
+from compute_node.actors.postgres_process.confining import Confinement
 from compute_node.actors.postgres_process.pgdata import TOKEN
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.initdb import InitdbSource
@@ -54,13 +55,19 @@ def identifier(binaries: Binaries, pgdata: Path) -> str:
 def test_what_its_initdb_made_is_what_the_start_serves_and_nothing_else_of_it_is_left(
     make_process: MakeProcess,
     binaries15: Binaries,
+    postgres_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    process = make_process(binaries15)
+    entered = postgres_folder / "entered"
+    enter = Confinement(prefix=("/bin/sh", "-c", f'echo >> {entered}; exec "$@"', "sh"))
+    monkeypatch.setattr(node, "plan", lambda *_: enter)
+    too_long_for_a_socket = str(postgres_folder / ("p" * 100))
+    process = make_process(binaries15, pgdata=too_long_for_a_socket, autoscaling=True, cgroup="postgres")
     begin(process)
     wait_until(lambda: warmed(process), "the memory is warm", LIMIT_S)
     assert "done prewarming vm memory" in caplog.text
+    assert entered.read_text() == "\n", "it runs where Postgres is to run"
     assert process.sink.alive == [], "it is waited for"
     made = identifier(binaries15, warmup(process) / "template")
     monkeypatch.setattr(InitdbSource, "build", _no_initdb)
@@ -194,11 +201,11 @@ def test_what_a_killed_node_was_warming_with_is_cleared_away_by_the_next_and_a_s
 def test_an_empty_node_serves_at_once_and_starts_from_what_it_has_made(
     make_node: MakeNode, binaries15: Binaries
 ) -> None:
-    node = make_node(binaries15)
-    node.warms_memory = True
-    node.write_config(None)
-    node.start().await_status("empty")
-    wait_until(lambda: "done prewarming vm memory" in node.log, "the memory is warm", LIMIT_S)
+    made = make_node(binaries15)
+    made.warms_memory = True
+    made.write_config(None)
+    made.start().await_status("empty")
+    wait_until(lambda: "done prewarming vm memory" in made.log, "the memory is warm", LIMIT_S)
     document = {"spec": spec(), "compute_ctl_config": {"jwks": {"keys": []}}}
-    assert node.call("POST", "/configure", document).status == 200
-    assert node.stop() == 0
+    assert made.call("POST", "/configure", document).status == 200
+    assert made.stop() == 0

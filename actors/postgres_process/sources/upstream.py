@@ -88,13 +88,7 @@ class UpstreamSource(Source):
     def build(
         self, target: str, spec: ComputeSpec, cancellation: Cancellation, *, sync: bool
     ) -> PgdataStages:
-        if spec.upstream_conninfo is None:
-            msg = "upstream_conninfo should be provided"
-            raise SourceError(msg)
-        try:
-            upstream = parse(spec.upstream_conninfo)
-        except ValueError as error:
-            raise SourceError(str(error)) from error
+        upstream = _upstream_of(spec)
         began_s = cancellation.now()
         try:
             with password_file(upstream.password, self._account) as descriptor:
@@ -109,6 +103,20 @@ class UpstreamSource(Source):
         Path(f"{target}.copy").rename(target)
         took_ms = round((cancellation.now() - began_s) * 1000)
         return PgdataStages(basebackup_ms=took_ms, basebackup_bytes=copy.size)
+
+    def meet(self, spec: ComputeSpec, system_identifier: int, cancellation: Cancellation) -> None:
+        """See that a replica which runs can follow the upstream of this spec, and make its slot there.
+
+        Raises SourceError, also for a cluster that is not a copy of the same; CancelledError.
+        """
+        upstream = _upstream_of(spec)
+        try:
+            with password_file(upstream.password, self._account) as descriptor:
+                copy = _Copy(self, upstream, spec.upstream_slot_name, descriptor, cancellation)
+                copy.greet(self._binaries.major, system_identifier)
+        except SourceError as error:
+            msg = f"the upstream at {upstream.place} cannot be followed: {error}"
+            raise SourceError(msg) from error
 
     # --- What a copy needs
 
@@ -145,6 +153,16 @@ class UpstreamSource(Source):
             folder.write_file(f"{copy}/{name}", b"", account=self._account, sync=sync)
 
 
+def _upstream_of(spec: ComputeSpec) -> Upstream:
+    if spec.upstream_conninfo is None:
+        msg = "upstream_conninfo should be provided"
+        raise SourceError(msg)
+    try:
+        return parse(spec.upstream_conninfo)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+
+
 class _Copy:
     """One attempt."""
 
@@ -168,6 +186,23 @@ class _Copy:
 
     def probe(self, major: int, superuser: str) -> None:
         """See that the primary is there and can be copied; its slot, if one is wanted, is made."""
+        self._meet(major)
+        self._look_around(superuser)
+        self._make_slot()
+
+    def greet(self, major: int, system_identifier: int) -> None:
+        """See that this is a server that a copy with that identifier can follow; its slot, if one is wanted, is made."""
+        self._meet(major)
+        answer = self._ask("IDENTIFY_SYSTEM", replication="true")
+        if answer.code != 0:
+            what = "it does not say who it is"
+            raise self._failed(what, answer)
+        if answer.output.partition("|")[0].strip() != str(system_identifier):
+            msg = "its cluster is another one, of which the data here is no copy: start the node anew to copy it"
+            raise SourceError(msg)
+        self._make_slot()
+
+    def _meet(self, major: int) -> None:
         answer = self._ask("SHOW server_version_num", replication="true")
         version = answer.output.strip()
         if answer.code != 0 or not version.isdecimal():
@@ -179,7 +214,8 @@ class _Copy:
                 f"{int(version) // 10_000} by --pgbin"
             )
             raise SourceError(msg)
-        self._look_around(superuser)
+
+    def _make_slot(self) -> None:
         if self._slot is not None:
             made = self._ask(
                 f'CREATE_REPLICATION_SLOT "{self._slot}" PHYSICAL RESERVE_WAL', replication="true"

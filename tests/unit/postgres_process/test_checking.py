@@ -22,6 +22,7 @@ from compute_node.actors.postgres_process.run_folders import (
 )
 from compute_node.messages.lifecycle import EXIT_LOCKED
 from compute_node.messages.secret import Secret
+from compute_node.messages.settings import SourceName
 from compute_node.messages.spec import (
     Audit,
     Cluster,
@@ -115,6 +116,12 @@ def test_a_read_only_node_of_an_empty_cluster_is_refused_by_name(mode: Any) -> N
 
 def test_storage_that_will_not_be_used_is_named() -> None:
     assert fields.unused_storage(a_spec()) == ()
+    followed = a_spec(upstream_conninfo=Secret("host=h"), upstream_slot_name="s")
+    assert fields.unused_upstream(followed, SourceName.UPSTREAM) == ()
+    assert fields.unused_upstream(a_spec(), SourceName.INITDB) == ()
+    said = fields.unused_upstream(followed, SourceName.PAGESERVER)
+    assert [warning.split("`")[1] for warning in said] == ["upstream_conninfo", "upstream_slot_name"]
+    assert "this node's is `pageserver`" in said[0]
     (warning,) = fields.unused_storage(
         a_spec(pageserver_connstring=Secret("postgresql://canary"), safekeeper_connstrings=("a:1",))
     )

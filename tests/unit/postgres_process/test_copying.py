@@ -22,6 +22,7 @@ from compute_node.messages.postgres import PgdataStages
 from compute_node.messages.secret import Secret
 from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.upstream import parse
+from msgspec.structs import replace
 
 from doubles import canaries
 from doubles.specs import a_spec
@@ -64,8 +65,8 @@ class Programs:
     def attempts(self) -> int:
         return len(self.calls.read_text().splitlines()) if self.calls.exists() else 0
 
-    def build(self, cancellation: Cancellation | None = None) -> PgdataStages:
-        source = UpstreamSource(
+    def source(self) -> UpstreamSource:
+        return UpstreamSource(
             Binaries(str(self.folder / "postgres"), 15, "15.18"),
             Starter(None),
             None,
@@ -74,7 +75,9 @@ class Programs:
             before_copying=self._make_room,
             metrics=self.metrics,
         )
-        return source.build(str(self.target), SPEC, cancellation or Cancellation(), sync=False)
+
+    def build(self, cancellation: Cancellation | None = None) -> PgdataStages:
+        return self.source().build(str(self.target), SPEC, cancellation or Cancellation(), sync=False)
 
     def _make_room(self) -> None:
         self.room_made += 1
@@ -139,6 +142,34 @@ def test_an_upstream_of_another_major_is_refused_before_it_is_copied(programs: P
         programs.build()
     assert not failed.value.passing
     assert (programs.attempts, programs.room_made) == (0, 0)
+
+
+IDENTIFIED = """#!/bin/sh
+echo "$@" >> {calls}
+case "$*" in *version*) echo 150018;; *IDENTIFY*) echo '{who}|1|0/800000|';; *) {slot};; esac
+"""
+
+
+def test_only_a_cluster_that_the_data_is_a_copy_of_can_be_followed_instead(programs: Programs) -> None:
+    spec = replace(SPEC, upstream_slot_name="mine")
+
+    def meet(who: int, slot: str) -> str:
+        programs.calls.unlink(missing_ok=True)
+        programs.write("psql", IDENTIFIED.format(calls=programs.calls, who=who, slot=slot))
+        programs.source().meet(spec, 7_000_000_000_000_000_001, Cancellation())
+        return programs.calls.read_text()
+
+    assert "CREATE_REPLICATION_SLOT" in meet(7_000_000_000_000_000_001, "exit 0")
+    exists = "echo 'ERROR: replication slot \"mine\" already exists'; exit 1"
+    assert "CREATE_REPLICATION_SLOT" in meet(7_000_000_000_000_000_001, exists)
+    with pytest.raises(SourceError, match=r"the replication slot mine cannot be made: .*in use"):
+        meet(7_000_000_000_000_000_001, "echo 'all replication slots are in use'; exit 1")
+    with pytest.raises(
+        SourceError, match=r"at 127\.0\.0\.1, port 5432 cannot be followed: its cluster is another"
+    ):
+        meet(7_000_000_000_000_000_002, "exit 0")
+    assert "CREATE_REPLICATION_SLOT" not in programs.calls.read_text(), "a stranger gets no slot"
+    assert canaries.leak(programs.calls.read_text()) is None
 
 
 @pytest.mark.parametrize(
