@@ -21,6 +21,9 @@ from .lsn import parse_lsn, show_lsn
 from .masking import mask_server_words
 from .storage import StorageError, libpq_urls
 
+CONF_FILE: Final = "postgresql.conf"
+AUTO_CONF_FILE: Final = "postgresql.auto.conf"
+"""Where ALTER SYSTEM writes to."""
 OVERRIDE_FILE: Final = "compute_ctl_temp_override.conf"
 """Included last. It holds OVERRIDE_TEXT while SQL work must not fail on a full cluster, else nothing."""
 OVERRIDE_TEXT: Final = "neon.max_cluster_size=-1"

@@ -70,6 +70,8 @@ CANCEL_GRACE_S: Final = 0.4
 """How long a cancelled task may take to cancel its statement in the server before it is cut off."""
 
 PROBE_TIMEOUT_S: Final = 0.2
+STATEMENT_S: Final = 5.0
+"""For a statement that is answered at once."""
 LIBPQ_TIMEOUT_S: Final = 3600.0
 """Libpq's own limit counts the time in which this process stood still: it is out of the way of ours."""
 
@@ -326,6 +328,14 @@ async def connect_once(keywords: dict[str, Any]) -> "AsyncConnection[TupleRow]":
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         raise
+
+
+async def fetch(connection: "AsyncConnection[Any]", query: bytes, limit_s: float = STATEMENT_S) -> list[Any]:
+    """Return the rows of a quick query. Raises psycopg.Error, and TimeoutError after `limit_s`."""
+    import asyncio
+
+    async with asyncio.timeout(limit_s):
+        return await (await connection.execute(query)).fetchall()
 
 
 def run_async(factory: Callable[[], Coroutine[Any, Any, R]], cancellation: Cancellation) -> R:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..messages.secret import Secret
 from .connection import LIBPQ_TIMEOUT_S, connect_once, look_up
+from .text import one_line
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -46,7 +47,7 @@ async def ask(
         msg = f"no answer within {limit_s:g} s"
         raise NeighbourError(msg) from None
     except OperationalError as error:
-        raise NeighbourError(" ".join(str(error).split())) from error
+        raise NeighbourError(one_line(error)) from error
 
 
 async def connect(
@@ -73,7 +74,7 @@ async def connect(
         msg = f"no answer within {limit_s:g} s"
         raise NeighbourError(msg) from None
     except OperationalError as error:
-        raise NeighbourError(" ".join(str(error).split())) from error
+        raise NeighbourError(one_line(error)) from error
 
 
 def _keywords(conninfo: Secret, token: Secret | None, options: str | None) -> dict[str, Any]:

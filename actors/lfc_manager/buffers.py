@@ -14,9 +14,10 @@ import msgspec
 from psycopg import Error, sql
 
 from ...postgres.asking import Row, StatementError, ask
+from ...postgres.text import one_line
 from .blocks import FORKS, SHARED, Batches, Buffers, Pace, Relation, Run, decode, encode, runs, total_of
 from .port import CacheError, Counts, Progress
-from .sessions import Connection, Sessions, line
+from .sessions import Connection, Sessions
 
 QUERYING: Final = "querying LFC state"
 LOADING: Final = "loading LFC state into postgres"
@@ -132,7 +133,7 @@ async def take(sessions: Sessions, connection: Connection) -> bytes | None:
             if own:
                 found += await _visit(sessions, name, own)
     except (StatementError, Error, _Gone) as error:
-        msg = f"{QUERYING}: {line(error)}"
+        msg = f"{QUERYING}: {one_line(error)}"
         raise CacheError(msg) from None
     return encode(Buffers(tuple(found))) if found else None
 
@@ -302,7 +303,7 @@ async def load(sessions: Sessions, connection: Connection, state: bytes, progres
             except _Gone as error:
                 without.append(f"{database!r} ({error})")
     except (StatementError, Error) as error:
-        msg = f"{LOADING}: {line(error)}"
+        msg = f"{LOADING}: {one_line(error)}"
         raise CacheError(msg) from None
     if without:
         log.warning("the cache is not prewarmed for %d databases: %s", len(without), ", ".join(without[:10]))

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from ...messages.settings import NodeSettings
 from ...postgres.connection import parse_connstr, run_async
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .port import Cache, CacheError, Counts, Progress, Taken
 
@@ -93,11 +94,10 @@ async def life_of(connection: "Connection", doing: str) -> str | None:
     from psycopg import Error
 
     from ...postgres.asking import StatementError, ask
-    from .sessions import line
 
     try:
         [[life]] = await ask(connection, LIFE)
     except (StatementError, Error) as error:
-        msg = f"{doing}: {line(error)}"
+        msg = f"{doing}: {one_line(error)}"
         raise CacheError(msg) from None
     return None if life is None else life.decode()

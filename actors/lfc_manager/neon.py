@@ -8,9 +8,10 @@ from typing import Final
 from psycopg import Error
 
 from ...postgres.asking import StatementError, ask, break_off
+from ...postgres.text import one_line
 from .packing import StateError
 from .port import CacheError, Counts, Progress
-from .sessions import Connection, Sessions, line
+from .sessions import Connection, Sessions
 
 TAKE: Final = b"SELECT neon.get_local_cache_state()"
 LOAD: Final = b"SELECT neon.prewarm_local_cache($1::pg_catalog.bytea)"
@@ -49,7 +50,7 @@ async def take(connection: Connection) -> bytes | None:
     try:
         [[state]] = await ask(connection, TAKE, binary=True)
     except (StatementError, Error) as error:
-        msg = f"querying LFC state: {line(error)}"
+        msg = f"querying LFC state: {one_line(error)}"
         raise CacheError(msg) from None
     if state is None:
         return None
@@ -68,7 +69,7 @@ async def load(sessions: Sessions, connection: Connection, state: bytes, progres
         await ask(connection, LOAD, [state], binary=True)
         return await _counts(connection)
     except (StatementError, Error) as error:
-        msg = f"loading LFC state into postgres: {line(error)}"
+        msg = f"loading LFC state into postgres: {one_line(error)}"
         raise CacheError(msg) from None
     except asyncio.CancelledError:
         await break_off(connection, CANCEL_S)  # its workers end only with a statement that was cancelled

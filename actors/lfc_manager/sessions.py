@@ -15,6 +15,7 @@ from ...postgres.connection import (
     Target,
     connect,
 )
+from ...postgres.text import one_line
 from .port import CacheError
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
@@ -46,7 +47,7 @@ class Sessions:
                 self._target, application_name=NAME, dbname=dbname, extra_options=OPTIONS
             )
         except Error as error:
-            msg = f"{CONNECTING}: {line(error)}"
+            msg = f"{CONNECTING}: {one_line(error)}"
             raise CacheError(msg) from None
         try:
             if connection.pgconn.server_version >= EVENT_TRIGGERS_SINCE:
@@ -59,8 +60,3 @@ class Sessions:
             yield connection
         finally:
             connection.pgconn.finish()
-
-
-def line(error: BaseException) -> str:
-    """Put what an error says into one line."""
-    return " ".join(str(error).split())

@@ -13,11 +13,10 @@ import msgspec
 
 from ...messages.secret import MASK, is_secret_setting, mask_credentials
 from ...postgres.accounts import Account
-from ...postgres.conf import ConfText, socket_folder_problem
+from ...postgres.conf import AUTO_CONF_FILE, CONF_FILE, ConfText, socket_folder_problem
 from ...postgres.conf_reader import Entry, effective, read, split_libraries
 from ...postgres.connection import DEFAULT_PORT
 
-AUTO_CONF: Final = "postgresql.auto.conf"
 SCARCE_SHARED_MEMORY: Final = 64 << 20
 """What Docker gives a container unless it is told otherwise."""
 LOOPBACK: Final = frozenset({"*", "localhost", "0.0.0.0", "127.0.0.1", "::", "::1"})  # noqa: S104 - text compared
@@ -95,7 +94,7 @@ class Settings:
         return self._conf.origin(entry.line)
 
     def _in_auto(self, entry: Entry) -> str:
-        return f"setting `{entry.name}`, line {entry.line} of {AUTO_CONF} (ALTER SYSTEM wrote it)"
+        return f"setting `{entry.name}`, line {entry.line} of {AUTO_CONF_FILE} (ALTER SYSTEM wrote it)"
 
 
 def _shown(value: str | None) -> str:
@@ -312,13 +311,13 @@ _MAX_SAID: Final = 8
 
 def explain(output: str, conf: ConfText, folder: str, pgdata: str) -> str:
     """Put what `postgres -C` said about the files in `folder` into the words of whoever wrote the spec."""
-    conf_path, auto_path = f"{folder}/postgresql.conf", f"{folder}/{AUTO_CONF}"
+    conf_path, auto_path = f"{folder}/{CONF_FILE}", f"{folder}/{AUTO_CONF_FILE}"
     said = []
     for line in output.splitlines():
         found = _SAID.search(line)
         if found is None or re.search(r"configuration file .* contains errors", found[1]):
             continue
-        said.append(conf.explain(found[1], conf_path).replace(auto_path, f"{pgdata}/{AUTO_CONF}"))
+        said.append(conf.explain(found[1], conf_path).replace(auto_path, f"{pgdata}/{AUTO_CONF_FILE}"))
     if not said:
         said = mask_credentials(output).strip().splitlines()[-3:] or ["nothing"]
     more = f" (and {len(said) - _MAX_SAID} more)" if len(said) > _MAX_SAID else ""

@@ -10,10 +10,9 @@ import msgspec
 from ...messages.planning import Change, DriftCause, SettingChange, SettingDrift
 from ...messages.secret import MASK, is_secret_setting, mask_credentials
 from ...postgres.conf_reader import read
-from ...postgres.connection import Target, connect
+from ...postgres.connection import Target, connect, fetch
 
 APPLICATION: Final = "compute_ctl:plan"
-STATEMENT_S: Final = 5.0
 QUESTION: Final = b"""
 SELECT lower(name), vartype, unit, context = 'postmaster', setting,
        CASE WHEN pending_restart THEN pg_catalog.current_setting(name) END
@@ -47,13 +46,9 @@ class Known(msgspec.Struct, frozen=True):
 
 async def look(target: Target) -> dict[str, Known]:
     """Read what Postgres knows of its settings, by name in lower case. Raises psycopg.Error, TimeoutError."""
-    import asyncio
-
     read_only = ("default_transaction_read_only=on",)
     async with await connect(target, application_name=APPLICATION, extra_options=read_only) as connection:
-        async with asyncio.timeout(STATEMENT_S):
-            rows = await (await connection.execute(QUESTION)).fetchall()
-    return {row[0]: Known(*row[1:]) for row in rows}
+        return {row[0]: Known(*row[1:]) for row in await fetch(connection, QUESTION)}
 
 
 def values(text: str) -> dict[str, str]:

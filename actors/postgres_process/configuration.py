@@ -11,6 +11,8 @@ from ...messages.failpoints import Failpoint
 from ...messages.settings import SourceName
 from ...messages.spec import ComputeSpec, Mode
 from ...postgres.conf import (
+    AUTO_CONF_FILE,
+    CONF_FILE,
     OVERRIDE_FILE,
     OVERRIDE_TEXT,
     ConfContext,
@@ -24,12 +26,10 @@ from ...postgres.hba import open_to_passwords, trusting
 from ...postgres.upstream import parse
 from ..kit.jobs import Cancellation
 from . import folder, reload
-from .checking import AUTO_CONF
 from .node import Node
 from .port import PostgresError, Promotion
 
-CONF: Final = "postgresql.conf"
-REFUSED_AUTO_CONF: Final = f"{AUTO_CONF}.refused"
+REFUSED_AUTO_CONF: Final = f"{AUTO_CONF_FILE}.refused"
 
 log = logging.getLogger("compute_node.postgres_process")
 
@@ -97,12 +97,12 @@ class Configuration:
 
     def text(self) -> str:
         """Return the configuration file of PGDATA."""
-        return self._read(CONF)
+        return self._read(CONF_FILE)
 
     def altered(self) -> str:
         """Return what ALTER SYSTEM has left in PGDATA."""
         try:
-            return self._read(AUTO_CONF)
+            return self._read(AUTO_CONF_FILE)
         except FileNotFoundError:
             return ""
 
@@ -115,9 +115,9 @@ class Configuration:
         """Write all of them for a start; `conf` is the spec's."""
         pgdata = self._node.pgdata
         if self.tamed is not None:
-            before = Path(pgdata, AUTO_CONF).read_bytes()
+            before = Path(pgdata, AUTO_CONF_FILE).read_bytes()
             folder.write_file(f"{pgdata}/{REFUSED_AUTO_CONF}", before, account=self._node.account)
-            self._node.write(f"{pgdata}/{AUTO_CONF}", self.tamed)
+            self._node.write(f"{pgdata}/{AUTO_CONF_FILE}", self.tamed)
         self.write_into(pgdata, conf, cancellation, sync=True)
         self._override(self._lifted(spec))
         self.in_force = spec
@@ -132,9 +132,9 @@ class Configuration:
                 after, self._node.target.user
             )  # the primary's own rules know nothing of this node
         # The override is empty: a crash may have left the limit lifted, and Postgres logs it when there is none.
-        for name, text in {CONF: conf.text, OVERRIDE_FILE: "", hba.name: after}.items():
+        for name, text in {CONF_FILE: conf.text, OVERRIDE_FILE: "", hba.name: after}.items():
             self._bring_to(f"{where}/{name}", text, sync=sync)
-            if name == CONF:
+            if name == CONF_FILE:
                 cancellation.reach(Failpoint.FILES_CONF)
         if after != before:
             log.info("updated pg_hba.conf to allow external connections")
@@ -181,7 +181,7 @@ class Configuration:
         if self.in_force != spec:
             return
         changed = self._override("")
-        if self._bring_to(f"{self._node.pgdata}/{CONF}", self.render(spec).text):
+        if self._bring_to(f"{self._node.pgdata}/{CONF_FILE}", self.render(spec).text):
             log.info(
                 "updated postgresql.conf to set neon.disable_logical_replication_subscribers=%s",
                 str(not subscribers).lower(),

@@ -9,11 +9,12 @@ from msgspec.structs import replace
 from ...messages.failpoints import Failpoint
 from ...messages.planning import SettingsCompared
 from ...messages.spec import ComputeSpec
-from ...postgres.conf import OVERRIDE_FILE, ConfText
+from ...postgres.conf import AUTO_CONF_FILE, CONF_FILE, OVERRIDE_FILE, ConfText
 from ...postgres.connection import run_async
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from . import checking, fields
-from .configuration import CONF, REFUSED_AUTO_CONF, Configuration
+from .configuration import REFUSED_AUTO_CONF, Configuration
 from .node import Node
 from .port import PostgresError
 from .run_folders import SHARED_MEMORY, scratch
@@ -100,7 +101,7 @@ class Preflight:
         try:
             known = run_async(lambda: comparing.look(self._node.target), cancellation)
         except (Error, TimeoutError) as error:
-            msg = f"Postgres cannot be asked for its settings: {' '.join(str(error).split())}"
+            msg = f"Postgres cannot be asked for its settings: {one_line(error)}"
             raise PostgresError(msg) from error
         now, changed = comparing.values(self._configuration.text()), comparing.values(altered)
         return SettingsCompared(
@@ -131,7 +132,7 @@ class Preflight:
             self._configuration.tamed = rest
         done = NOT_STARTED if starting else STARTED
         return rest, tuple(
-            f"ALTER SYSTEM has set `{one.setting}` (line {one.line} of {checking.AUTO_CONF}), with which Postgres "
+            f"ALTER SYSTEM has set `{one.setting}` (line {one.line} of {AUTO_CONF_FILE}), with which Postgres "
             f"would not start: {done}. {one.why}"
             for one in refusals
         )
@@ -142,10 +143,17 @@ class Preflight:
         """Return why Postgres refuses this configuration. Raises PostgresError when it cannot be asked."""
         node = self._node
         with scratch(place, node.account):
-            for name, text in {CONF: conf.text, checking.AUTO_CONF: auto_conf, OVERRIDE_FILE: ""}.items():
+            for name, text in {CONF_FILE: conf.text, AUTO_CONF_FILE: auto_conf, OVERRIDE_FILE: ""}.items():
                 node.write(f"{place}/{name}", text, sync=False)
             cancellation.reach(Failpoint.CHECK_WRITTEN)
-            command = [node.binaries.postgres, "-C", "port", "-D", place, f"--config-file={place}/{CONF}"]
+            command = [
+                node.binaries.postgres,
+                "-C",
+                "port",
+                "-D",
+                place,
+                f"--config-file={place}/{CONF_FILE}",
+            ]
             result = node.inquire(command, place, cancellation)
         cancellation.reach(Failpoint.CHECK_ASKED)
         return checking.explain(result.output, conf, place, node.pgdata) if result.code != 0 else None

@@ -1,15 +1,13 @@
 """Making a primary of a standby: wait until it has caught up, promote it, and see that it can be written to."""
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from ...postgres.connection import Target, connect, run_async
+from ...postgres.connection import STATEMENT_S, Target, connect, fetch, run_async
 from ...postgres.lsn import parse_lsn, show_lsn
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .port import PostgresError
-
-if TYPE_CHECKING:
-    from psycopg import AsyncConnection
 
 R = TypeVar("R")
 
@@ -18,7 +16,6 @@ CATCH_UP_S: Final = 20.0
 """The counterpart looks 21 times, a second apart."""
 PROMOTE_S: Final = 60
 """How long Postgres may take to become a primary; its own default."""
-STATEMENT_S: Final = 5.0
 _POLL_S: Final = 0.05
 
 _REPLAYED: Final = (
@@ -49,7 +46,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, R]], what: str, cancellation: Ca
     try:
         return run_async(work, cancellation)
     except (Error, TimeoutError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error) or type(error).__name__
         msg = f"{what}: {said}"
         raise PostgresError(msg) from error
 
@@ -61,7 +58,7 @@ async def _catch_up(target: Target, wal_flush_lsn: str | None) -> bool:
     deadline = asyncio.get_running_loop().time() + CATCH_UP_S
     async with await connect(target, application_name=APPLICATION) as connection:
         while True:
-            in_recovery, replayed = await _row(connection, _REPLAYED)
+            ((in_recovery, replayed),) = await fetch(connection, _REPLAYED)
             if not in_recovery:
                 return False
             if wanted is None or (replayed is not None and parse_lsn(replayed) >= wanted):
@@ -78,7 +75,7 @@ async def _catch_up(target: Target, wal_flush_lsn: str | None) -> bool:
 
 async def _promote(target: Target) -> None:
     async with await connect(target, application_name=APPLICATION) as connection:
-        (done,) = await _row(connection, _PROMOTE, PROMOTE_S + STATEMENT_S)
+        ((done,),) = await fetch(connection, _PROMOTE, PROMOTE_S + STATEMENT_S)
     if not done:
         msg = f"pg_promote() returned false: Postgres was no primary within {PROMOTE_S} s"
         raise PostgresError(msg)
@@ -86,14 +83,7 @@ async def _promote(target: Target) -> None:
 
 async def _see_that_it_writes(target: Target) -> None:
     async with await connect(target, application_name=APPLICATION) as connection:
-        (read_only,) = await _row(connection, _READ_ONLY)
+        ((read_only,),) = await fetch(connection, _READ_ONLY)
     if read_only != "off":
         msg = "replica in read only mode after promotion"
         raise PostgresError(msg)
-
-
-async def _row(connection: "AsyncConnection[Any]", query: bytes, limit_s: float = STATEMENT_S) -> Any:  # noqa: ANN401 - a row
-    import asyncio
-
-    async with asyncio.timeout(limit_s):
-        return await (await connection.execute(query)).fetchone()

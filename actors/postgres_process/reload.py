@@ -2,21 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ...messages.failpoints import Failpoint
 from ...postgres.accounts import Account
-from ...postgres.conf import ConfText
-from ...postgres.connection import Target, connect, run_async
+from ...postgres.conf import CONF_FILE, ConfText
+from ...postgres.connection import Target, connect, fetch, run_async
 from ..kit.jobs import Cancellation
 from .folder import write_file
 from .port import PostgresError
 
-if TYPE_CHECKING:
-    from psycopg import AsyncConnection
-
 APPLICATION: Final = "compute_ctl:reload"
-STATEMENT_S: Final = 5.0
 VERIFY_S: Final = 10.0
 """How long the postmaster may take to load the file."""
 _POLL_S: Final = 0.01
@@ -48,7 +44,7 @@ def install(
     `reload` sends SIGHUP to the postmaster. Raises PostgresError, or CancelledError, with the old file back in
     place, and in force.
     """
-    path = str(Path(pgdata, "postgresql.conf"))
+    path = str(Path(pgdata, CONF_FILE))
     last_good = Path(path).read_bytes()
     loaded = False
 
@@ -80,10 +76,10 @@ async def _install(
 ) -> tuple[str, ...]:
     connection = await connect(target, application_name=APPLICATION)
     async with connection:
-        before = (await _rows(connection, LOAD_TIME))[0][0]
+        before = (await fetch(connection, LOAD_TIME))[0][0]
         write_file(path, conf.text.encode(), account=account)
         cancellation.reach(Failpoint.INSTALL_WRITTEN)
-        refused = await _rows(connection, REFUSED_ROWS)
+        refused = await fetch(connection, REFUSED_ROWS)
     if refused:
         raise PostgresError(_explain(refused, conf, path))
     load()
@@ -92,9 +88,9 @@ async def _install(
     while True:
         # A new connection: the postmaster's own state is what later sessions, and only they, inherit.
         async with await connect(target, application_name=APPLICATION) as fresh:
-            if (await _rows(fresh, LOAD_TIME))[0][0] > before:
+            if (await fetch(fresh, LOAD_TIME))[0][0] > before:
                 cancellation.reach(Failpoint.INSTALL_VERIFIED)
-                return tuple(row[0] for row in await _rows(fresh, PENDING_ROWS))
+                return tuple(row[0] for row in await fetch(fresh, PENDING_ROWS))
         if _now() > deadline:
             msg = (
                 f"the new configuration was written and Postgres did not load it within {VERIFY_S:g} s; "
@@ -102,13 +98,6 @@ async def _install(
             )
             raise PostgresError(msg)
         await _pause()
-
-
-async def _rows(connection: "AsyncConnection[Any]", query: bytes) -> list[Any]:
-    import asyncio
-
-    async with asyncio.timeout(STATEMENT_S):
-        return await (await connection.execute(query)).fetchall()
 
 
 def _now() -> float:

@@ -16,12 +16,12 @@ from ...messages.settings import NodeSettings, SourceName
 from ...messages.spec import ComputeSpec
 from ...postgres.accounts import Account
 from ...postgres.binaries import Binaries
-from ...postgres.conf import OVERRIDE_FILE
+from ...postgres.conf import CONF_FILE, OVERRIDE_FILE
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import ProgramError
 from .claim import Claim
-from .configuration import CONF, Configuration
+from .configuration import Configuration
 from .disk import Area, blamed, is_about_space, look
 from .making import Maker
 from .node import Node
@@ -112,7 +112,7 @@ class Server(Port):
             return safekeepers.sync(node, node.pgdata, spec, limit_s, cancellation)
         place = sync_folder(node.pgdata, node.account)
         with scratch(place, node.account):
-            node.write(f"{place}/{CONF}", self._configuration.render(spec).text, sync=False)
+            node.write(f"{place}/{CONF_FILE}", self._configuration.render(spec).text, sync=False)
             node.write(f"{place}/{OVERRIDE_FILE}", "", sync=False)
             return safekeepers.sync(node, place, spec, limit_s, cancellation)
 

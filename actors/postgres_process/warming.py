@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ...messages.postgres import StopRung
+from ...postgres.conf import CONF_FILE
 from ..kit.jobs import Cancellation
 from ..kit.programs import run
 from . import folder, launcher, orphans, readiness, segments
@@ -58,7 +59,7 @@ class Warmer:
         try:
             self._copy(cancellation)
             text = conf(neon=self._node.has_neon)
-            self._node.write(f"{self._pgdata}/postgresql.conf", text, sync=False)
+            self._node.write(f"{self._pgdata}/{CONF_FILE}", text, sync=False)
             self._live(cancellation)
         finally:
             folder.remove(self._pgdata)

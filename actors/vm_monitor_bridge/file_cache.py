@@ -6,6 +6,7 @@ from typing_extensions import override
 
 from ...messages.secret import Secret
 from ...postgres.connection import Target, connect, parse_connection, run_async
+from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .decisions import MIB
 from .port import FileCache, VmError
@@ -56,7 +57,7 @@ class NeonFileCache(FileCache):
             msg = f"the file cache could not be resized: Postgres has not done it within {LIMIT_S:g} s"
             raise VmError(msg) from None
         except psycopg.Error as error:
-            msg = f"the file cache could not be resized: {' '.join(str(error).split())}"
+            msg = f"the file cache could not be resized: {one_line(error)}"
             raise VmError(msg) from error
 
     async def _resize(self, target: Target, size: int) -> int | None:

@@ -44,10 +44,9 @@ from compute_node.actors.postgres_process import (
 )
 from compute_node.actors.postgres_process.control import _HEAD, ClusterState
 from compute_node.actors.postgres_process.disk import Area
-from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN, Seal
+from compute_node.actors.postgres_process.pgdata import MARKER, STANDBY_SIGNAL, TOKEN, Seal
 from compute_node.actors.postgres_process.port import Launch, PgdataRefusedError, PostgresError
 from compute_node.actors.postgres_process.sources import Source, SourceError
-from compute_node.actors.postgres_process.sources.pageserver import STANDBY
 from compute_node.messages.failpoints import Failpoint, FailpointError
 from compute_node.messages.planning import CatalogPlanned, SettingsCompared
 from compute_node.messages.postgres import PgdataKind, PgdataStages, StopRung
@@ -333,7 +332,7 @@ class Machine:
         if self.faults.exits_after_s is not None:
             self.end(process, self.faults.exits_after_s, f"exit code {self.faults.exit_code}")
         self.set_state(ClusterState.IN_PRODUCTION, process)
-        if self.storage is not None and not Path(pgdata, STANDBY).exists():
+        if self.storage is not None and not Path(pgdata, STANDBY_SIGNAL).exists():
             self.storage.write()
         self._wake(self.faults.ready_after_s)
         return process

@@ -18,10 +18,11 @@ from compute_node.actors import postgres_process
 from compute_node.actors.kit.jobs import Blocked, Cancellation
 from compute_node.actors.lsn_lease.port import Answer, Failed, Granted, Pageservers, Refused, Wanted
 from compute_node.actors.postgres_process import promoting, run_folders, safekeepers
+from compute_node.actors.postgres_process.pgdata import STANDBY_SIGNAL
 from compute_node.actors.postgres_process.port import PostgresError
 from compute_node.actors.postgres_process.safekeepers import Agreed, Position, Reply, Silent, Unknown
 from compute_node.actors.postgres_process.sources import Source, SourceError, pageserver
-from compute_node.actors.postgres_process.sources.pageserver import STANDBY, start_lsn
+from compute_node.actors.postgres_process.sources.pageserver import start_lsn
 from compute_node.messages.postgres import PgdataStages
 from compute_node.messages.secret import Secret
 from compute_node.messages.settings import SourceName
@@ -296,7 +297,7 @@ class SimulatedBackup(Source):
         machine.write_cluster(Path(target), lambda: machine.change(target))
         storage.happened["backup"] += 1
         if spec.compute_mode is not Mode.PRIMARY:
-            Path(target, STANDBY).touch()
+            Path(target, STANDBY_SIGNAL).touch()
         return PgdataStages()
 
     def _look_at(self, spec: ComputeSpec) -> Storage:

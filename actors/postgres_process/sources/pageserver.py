@@ -18,6 +18,7 @@ from ...kit.jobs import Cancellation
 from ...kit.metrics import Metrics
 from ...kit.programs import Starter
 from .. import folder
+from ..pgdata import STANDBY_SIGNAL
 from . import Source, SourceError
 from .progress import Progress
 from .stream import GrpcStream, LibpqStream
@@ -26,7 +27,6 @@ from .unpacking import unpack
 
 SIGNALS: Final = ("neon.signal", "zenith.signal")
 """Where the log of the branch stood before; the second is the older name."""
-STANDBY: Final = "standby.signal"
 CONTROL_FILE: Final = "global/pg_control"
 _SEGMENT: Final = re.compile(r"[0-9A-F]{24}")
 
@@ -149,8 +149,8 @@ class PageserverSource(Source):
         if old.is_file() and not new.exists():
             self._write(new, old.read_bytes())
         if mode is not Mode.PRIMARY:
-            standby = target / STANDBY
-            log.info("%s %s", "reused pre-existing" if standby.exists() else "created", STANDBY)
+            standby = target / STANDBY_SIGNAL
+            log.info("%s %s", "reused pre-existing" if standby.exists() else "created", STANDBY_SIGNAL)
             if not standby.exists():
                 self._write(standby, b"")
 

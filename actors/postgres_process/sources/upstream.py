@@ -13,13 +13,13 @@ from ....messages.settings import SourceName
 from ....messages.spec import ComputeSpec
 from ....postgres.accounts import Account
 from ....postgres.binaries import Binaries
+from ....postgres.conf import AUTO_CONF_FILE
 from ....postgres.passwords import PASSFILE, password_file
 from ....postgres.upstream import Upstream, parse
 from ...kit.jobs import Cancellation
 from ...kit.metrics import Metrics
 from ...kit.programs import Program, ProgramError, Result, Starter, listen
 from .. import folder
-from ..checking import AUTO_CONF
 from ..pgdata import OWN_NAMES, STANDBY_SIGNAL
 from . import Source, SourceError
 from .progress import Progress
@@ -149,7 +149,7 @@ class UpstreamSource(Source):
         """Take out of the copy what is the primary's own affair, and make a standby of it."""
         for name in OWN_NAMES:
             _remove(Path(copy, name))
-        for name in (AUTO_CONF, STANDBY_SIGNAL):  # what ALTER SYSTEM said there is not in the spec
+        for name in (AUTO_CONF_FILE, STANDBY_SIGNAL):  # what ALTER SYSTEM said there is not in the spec
             folder.write_file(f"{copy}/{name}", b"", account=self._account, sync=sync)
 
 
