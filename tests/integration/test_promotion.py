@@ -304,3 +304,21 @@ def kill(node: Node) -> None:
     assert node.process is not None
     node.process.kill()
     node.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_node_that_is_told_to_end_while_it_is_promoted_answers_and_ends_in_order(
+    make_node: MakeNode, primary: Cluster, binaries15: Binaries
+) -> None:
+    node = make_node(binaries15, "--source", "upstream", "--dev")
+    fields = {"upstream_conninfo": f"host=127.0.0.1 port={primary.port} user=cloud_admin"}
+    node.run(spec(mode="Replica", **fields))
+    node.set_failpoint(STEP, "pause")
+    asking = Asking(lambda: node.call("POST", "/promote", {"spec": spec(**fields)}))
+    node.await_failpoint(STEP)
+    ended = node.call("POST", "/terminate?mode=immediate")
+    assert (ended.status, ended.body, node.wait()) == (200, {"lsn": None}, 0)
+    answer = asking.answer()
+    assert (answer.status, answer.body) == (500, {"status": "failed", "error": "the node is terminating"})
+    assert (node.pgdata / "standby.signal").exists(), "it is still a replica"
