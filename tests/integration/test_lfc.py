@@ -203,6 +203,11 @@ def test_whatever_the_storage_answers_a_prewarm_ends_in_a_state_that_says_why_an
     assert storage.kept == good
     assert node.status()["status"] == "running"
     assert node.call("GET", "/ready", token=None).status == 200
+    storage.status = None
+    storage.kept.clear()
+    often = on_neon(storage, autoprewarm=False, offload_lfc_interval_seconds=1)
+    assert node.configure(often).status == 200
+    wait_until(lambda: storage.kept == good, "a new interval holds at once", 30)
     assert storage.token not in node.log
 
 
