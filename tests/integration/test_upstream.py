@@ -224,9 +224,10 @@ def test_what_does_not_heal_fails_at_once_and_names_the_reason(
 def test_an_upstream_of_another_major_is_refused_by_name(
     make_process: MakeProcess, cluster: MakeCluster, binaries15: Binaries, binaries17: Binaries
 ) -> None:
+    newer = make_primary(cluster, binaries17)
     process = make_process(binaries15, source=SourceName.UPSTREAM)
     process.inspect()
-    failed = process.prepare(replica(make_primary(cluster, binaries17)))
+    failed = process.prepare(replica(newer))
     assert isinstance(failed, PgdataFailed)
     assert (
         "it is PostgreSQL 17, and the programs given are of 15: give those of 17 by --pgbin" in failed.error
