@@ -281,7 +281,11 @@ def test_a_primary_comes_up_at_the_lsn_of_its_safekeepers_and_writes(
         assert storage.backups == [f"basebackup {TENANT} {TIMELINE} 0/16ABCDE --gzip"]
         node.query("CREATE TABLE t AS SELECT 1 AS a")
         assert node.query("SELECT a FROM t") == [(1,)]
-        assert node.stop() == 0
+        program.set(Sync(code=1, says=("FATAL: term 9 was seen",)))
+        assert node.stop() == 0, "its own end was in order, and the next start syncs"
+        assert "the safekeepers were not synced after the end of Postgres" in node.log
+        assert "exit code 1" in node.log
+        assert not (node.pgdata / "postmaster.pid").exists()
 
 
 def test_a_primary_syncs_safekeepers_that_disagree_and_once_more_at_its_end(
