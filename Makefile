@@ -59,6 +59,7 @@ lock:
 	$(VENV).lock/bin/python -m pip freeze --exclude compute-node | grep -vxFf requirements.lock > requirements-embedded.lock
 	$(VENV).lock/bin/python -m pip install --quiet '.[embedded,dev]'
 	$(VENV).lock/bin/python -m pip freeze --all --exclude pip --exclude compute-node > requirements-dev.lock
+	sed -i 's/^backports.zstd==.*/&; python_version < "3.14"/' requirements.lock requirements-dev.lock # as pyproject.toml
 	rm -rf $(VENV).lock build
 
 $(VENV)/.made:

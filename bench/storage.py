@@ -188,7 +188,7 @@ def _starting(count: int) -> Row:
 
         rounds("start from storage", count, start, floor)
     return compared(
-        "start from storage: exec to `running`, Replica", ours, floors, "psql | tar, postgres", 1.20
+        "start from storage: exec to `running`, Replica", ours, floors, "psql into tar, postgres", 1.20
     )
 
 

@@ -182,6 +182,21 @@ def test_cut_at_a_block_or_anywhere_else_it_is_never_taken_for_whole(
             fetch(target, spec)
 
 
+def test_a_real_one_that_is_cut_at_any_byte_is_never_taken_for_whole(
+    storage: Pageserver, target: Path
+) -> None:
+    pick, size = random.Random(34), len(storage.archive)  # noqa: S311 - a seed, to be found again
+    spec = a_stored_spec(storage, storage_auth_token=Secret(NO_CANARY))
+    cut, done = pick.sample(range(size), 2)
+    for faults in (WireFaults(cut_at=cut), WireFaults(done_at=done), WireFaults(done_at=size - 1)):
+        storage.server.faults = faults
+        with pytest.raises(SourceError) as caught:
+            fetch(target, spec)
+        assert caught.value.passing, str(caught.value)
+    storage.server.faults = WireFaults()
+    assert fetch(target, spec).basebackup_bytes == size
+
+
 @pytest.mark.parametrize(
     ("archive", "text"),
     [

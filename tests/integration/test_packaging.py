@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -129,3 +130,16 @@ def test_run_py_works_from_the_root() -> None:
 def test_the_root_on_the_path_hides_nothing_of_the_standard_library(module: str) -> None:
     code = f"import sys, http; assert sys.path[0] == ''; import {module}; print(http.__file__)"
     assert run(sys.executable, "-c", code).startswith(sysconfig.get_path("stdlib"))
+
+
+def test_a_dependency_that_some_pythons_do_not_have_is_locked_for_the_others_only() -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    marked = {
+        name.split(">=")[0]: marker.strip() for name, _, marker in (one.partition(";") for one in asked)
+    }
+    assert any(marked.values())
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        for line in (ROOT / lock).read_text().splitlines():
+            pinned, _, marker = line.partition(";")
+            wanted = marked.get(pinned.partition("==")[0], "")
+            assert marker.strip().replace('"', "'") == wanted, f"{lock}: {line}"
