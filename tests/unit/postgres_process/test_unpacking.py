@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -148,6 +149,20 @@ def test_cut_at_any_byte_it_is_an_error(place: Place) -> None:
             place.unpack(compressed(SMALL[:end], 1))
 
 
+def test_where_it_was_cut_is_said(place: Place) -> None:
+    at = len(entry("first", b"x"))
+    data = whole(entry("first", b"x"), entry("second", b"x" * 700))
+    for end, text in (
+        (at + 100, "within a block"),
+        (at + BLOCK + 300, r"within b'second'"),
+        (at + BLOCK + 700, "within a block"),
+        (len(data) - BLOCK, "its end is missing"),
+    ):
+        place.clear()
+        with pytest.raises(ArchiveError, match=text):
+            place.unpack(compressed(data[:end]))
+
+
 def test_a_compressed_stream_that_is_cut_anywhere_is_an_error(place: Place) -> None:
     data = compressed(SMALL)
     for end in [*range(0, len(data), 40), *range(len(data) - 9, len(data))]:
@@ -177,7 +192,7 @@ DAMAGED: Final = {
     "a second compressed stream": compressed(SMALL) * 2,
     "nothing": b"",
     "not compressed": SMALL,
-    "zlib in place of gzip": b"\x78\x9c" + compressed(SMALL)[10:],
+    "zlib in place of gzip": zlib.compress(SMALL),
 }
 
 
@@ -305,6 +320,19 @@ def test_two_hundred_hostile_archives_change_nothing_outside(place: Place) -> No
         with pytest.raises(ArchiveError):
             place.unpack(compressed(archive, 1), limits=Limits(size=1 << 20))
         assert place.around() == before
+
+
+def test_what_is_refused_is_not_taken_to_its_end(place: Place) -> None:
+    data, taken = compressed(whole(FORBIDDEN["above"], entry("noise", os.urandom(24 << 20))), 0), []
+
+    def counted() -> Iterator[bytes]:
+        for chunk in chunks(data, 1 << 16):
+            taken.append(len(chunk))
+            yield chunk
+
+    with pytest.raises(ArchiveError, match="refused"):
+        unpack(counted(), str(place.target), None)
+    assert sum(taken) < len(data)
 
 
 def test_more_entries_than_allowed_are_refused(place: Place) -> None:
