@@ -189,8 +189,8 @@ class Invariants:
         if state.lease_error is not None:
             assert node_status(state).error is not None, "nobody is told that the LSN is not held"
             return
-        was_unwell = storage.well_since_s > self._held_since_s
-        since_s = storage.well_since_s + LEASE_S if was_unwell else self._held_since_s
+        well_s = storage.well_since_s + LEASE_S if storage.well_since_s else 0.0  # a pause may still go on
+        since_s = max(self._held_since_s, well_s)
         storage.clock_was_wrong |= world.clock.wall_is_off_by_s != 0
         is_usual = storage.lease_s > LATEST_S  # of shorter ones a node with a wrong clock knows no length
         if (

@@ -71,6 +71,7 @@ class Storage:
     held_until_s: float = 0.0
     """By the clock of the pageservers."""
     well_since_s: float = 0.0
+    """Since when leases are granted again; 0: they always were in this life."""
     clock_was_wrong: bool = False
     """That of the node."""
     leases: list[tuple[float, Wanted]] = field(default_factory=list)
@@ -87,6 +88,7 @@ class Storage:
     def next_life(self) -> None:
         """Forget what only one process of the node knows."""
         self._syncing, self.caught_up, self.primary, self.writes = None, None, None, None
+        self.well_since_s = 0.0
 
     def mend(self) -> None:
         """Let nothing go wrong any more."""
