@@ -113,6 +113,10 @@ class Node:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
+    def heard(self, text: str) -> None:
+        """Wait until the log, which a thread of its own writes, has this text."""
+        wait_until(lambda: text in self.log, f"the log says {text!r}", 30.0)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.external_port}"

@@ -270,7 +270,7 @@ def test_a_read_only_node_comes_up_from_storage_again_and_again(
     node.write_config(stored(storage, node.postgres_port, sockets, mode=mode))
     storage.server.faults = WireFaults(cut_at=len(storage.archive) // 2)
     node.start()
-    wait_until(lambda: "Failed to get basebackup: basebackup@" in node.log, "the log says so", 30.0)
+    node.heard("Failed to get basebackup: basebackup@")
     storage.server.faults = WireFaults()
     node.await_status("running")
     assert node.query("SELECT pg_is_in_recovery()") == [(True,)]
@@ -298,8 +298,8 @@ def test_a_primary_comes_up_at_the_lsn_of_its_safekeepers_and_writes(
         assert node.query("SELECT a FROM t") == [(1,)]
         program.set(Sync(code=1, says=("FATAL: term 9 was seen",)))
         assert node.stop() == 0, "its own end was in order, and the next start syncs"
-        assert "the safekeepers were not synced after the end of Postgres" in node.log
-        assert "exit code 1" in node.log
+        node.heard("the safekeepers were not synced after the end of Postgres")
+        node.heard("exit code 1")
         assert not (node.pgdata / "postmaster.pid").exists()
 
 
@@ -315,7 +315,7 @@ def test_a_primary_syncs_safekeepers_that_disagree_and_once_more_at_its_end(
         document = stored(storage, node.postgres_port, sockets)
         node.run(document | {"safekeeper_connstrings": [one.address for one in keepers]})
         assert storage.backups == [f"basebackup {TENANT} {TIMELINE} 0/1000028 --gzip"]
-        assert "LOG:  elected in term 7" in node.log
+        node.heard("LOG:  elected in term 7")
         program.set(Sync(lsn="0/28F10D8"))
         answer = node.call("POST", "/terminate?mode=immediate")
         assert (answer.status, answer.body, node.wait()) == (200, {"lsn": "0/28F10D8"}, 0)
@@ -330,7 +330,7 @@ def test_an_archive_with_an_error_behind_it_is_never_served(
     node.write_config(stored(storage, node.postgres_port, sockets, mode="Replica"))
     node.start()
     assert node.wait() == 1
-    assert "timeline was not found" in node.log
+    node.heard("timeline was not found")
     assert not node.pgdata.exists()
     assert len(storage.backups) == 1
 

@@ -49,7 +49,7 @@ def test_a_node_gets_its_spec_from_the_control_plane_and_again_at_a_hangup(
     wait_until(lambda: node.query("show work_mem") == [("7MB",)], "the new spec is in force", 60)
     plane.refusals.append(404)
     node.send_signal(signal.SIGHUP)
-    wait_until(lambda: "configuration of the control plane was not applied" in node.log, "the refusal", 60)
+    node.heard("configuration of the control plane was not applied")
     assert requests(node) == {"503 Service Unavailable": 1, "200 OK": 2, "404 Not Found": 1}
     assert node.stop() == 0, node.log
 
@@ -63,12 +63,12 @@ def test_postgres_can_have_the_spec_fetched_again_until_there_is_none_any_more(
     assert refresh(node) == 200
     wait_until(lambda: node.query("show work_mem") == [("9MB",)], "the new spec is in force", 60)
     node.await_status("running")
-    assert "Changing compute status from refresh-configuration to running" in node.log
+    node.heard("Changing compute status from refresh-configuration to running")
     assert node.metric("pg_cctl_pagestream_request_errors_total") == 1
     plane.spec = None
     assert refresh(node) == 200
     assert node.wait() == 1
-    assert "asked for again, and there was none" in node.log
+    node.heard("asked for again, and there was none")
     assert not (node.pgdata / "postmaster.pid").exists()
 
 
@@ -88,9 +88,9 @@ def test_a_node_that_the_control_plane_does_not_know_ends_at_once_and_says_why(
     plane.refusals.append(404)
     node.start()
     assert node.wait() == 1
-    assert f"getting config from control plane: {plane.url}/compute/api/v2/computes" in node.log
-    assert "cannot get response from control plane: unexpected control plane response" in node.log
-    assert "neither spec nor confirmation that compute is in the Empty state was received" in node.log
+    node.heard(f"getting config from control plane: {plane.url}/compute/api/v2/computes")
+    node.heard("cannot get response from control plane: unexpected control plane response")
+    node.heard("neither spec nor confirmation that compute is in the Empty state was received")
     assert not node.pgdata.exists()
 
 
@@ -101,4 +101,4 @@ def test_a_signal_ends_a_node_whose_control_plane_does_not_answer(node: Node, pl
     node.send_signal(signal.SIGHUP)
     node.send_signal(signal.SIGTERM)
     assert node.wait(20) == 0
-    assert "received SIGTERM" in node.log
+    node.heard("received SIGTERM")

@@ -97,8 +97,8 @@ def test_a_disk_that_fills_up_is_a_condition_until_there_is_room_and_a_failed_st
     answer = node.call("POST", "/terminate?mode=immediate")
     assert (answer.status, answer.body) == (200, {"lsn": None})
     assert node.wait() == 1, "the shutdown checkpoint could not be written"
-    assert "Postgres did not stop in order" in node.log
-    assert "the disk is full" in node.log
+    node.heard("Postgres did not stop in order")
+    node.heard("the disk is full")
 
     disk.clear()
     node.start().await_status("running")
@@ -143,12 +143,12 @@ def test_a_disk_that_fills_up_while_the_cluster_is_made_is_the_reason_of_the_fai
     disk.fill(leave=20 << 20)
     node.set_failpoint(Failpoint.PREPARE_TOKEN, "off")
     assert node.wait() == 1
-    assert "the disk is full" in node.log, node.log
+    node.heard("the disk is full")
     assert {path.name for path in disk.folder.iterdir()} == {"filling", "pgdata.lock"}, "nothing half-made"
 
     node.start()
     assert node.wait() == 1
-    assert "MB left, and a new cluster needs" in node.log, "seen beforehand"
+    node.heard("MB left, and a new cluster needs")
 
 
 def test_a_log_on_a_full_disk_of_its_own_is_seen_and_is_the_reason_when_postgres_dies_of_it(

@@ -13,7 +13,7 @@ def test_without_dev_there_are_none(make_node: MakeNode, binaries15: Binaries) -
     node = make_node(binaries15)
     node.write_config(spec())
     node.start(failpoints={Failpoint.LAUNCHED: "exit(9)"}).await_status("running")
-    assert "FAILPOINTS has no effect: failpoints work only with --dev" in node.log
+    node.heard("FAILPOINTS has no effect: failpoints work only with --dev")
     answer = node.call("POST", "/failpoints", [], internal=True)
     assert answer.status == 404
     assert node.stop() == 0, node.log

@@ -44,7 +44,7 @@ def test_a_supervisor_that_hangs_is_not_live_and_the_main_thread_stops_postgres(
     node = plant(make_node(binaries15, "--dev"), fault)
     node.write_config(spec())
     node.start()
-    wait_until(lambda: "died of an exception" in node.log, "the Supervisor is about to hang", 60)
+    node.heard("died of an exception")
     postmaster = psutil.Process(node.postmaster())
     shown: list[int] = []
 
@@ -59,9 +59,9 @@ def test_a_supervisor_that_hangs_is_not_live_and_the_main_thread_stops_postgres(
     assert 503 in shown, "before it is given up"
     assert node.wait() == 1
     assert not postmaster.is_running()
-    assert "supervisor is given up: it hangs" in node.log
-    assert "in hang" in node.log, "every thread's stack"
-    assert "last resort: sending SIGINT" in node.log
+    node.heard("supervisor is given up: it hangs")
+    node.heard("in hang")
+    node.heard("last resort: sending SIGINT")
     node.log_path.unlink()  # its tracebacks were wanted
 
 
@@ -73,12 +73,12 @@ def test_a_stop_that_hangs_leaves_the_last_resort_what_is_left_of_its_time(
     command = node.command
     plant(node, fault).run()
     assert node.stop() == 1
-    assert "Postgres was not reported stopped within the stop budget" in node.log
+    node.heard("Postgres was not reported stopped within the stop budget")
     (given_s,) = re.findall(
         r"last resort: sending SIGINT to postmaster \d+, which has ([0-9.]+) s to end", node.log
     )
     assert float(given_s) < 4 * 0.6, "of the whole time it would have got more than half"
-    assert "database system is shut down" in node.log
+    node.heard("database system is shut down")
 
     node.command = command
     assert node.run().stop() == 0, "it removes what the first one could not"
@@ -89,8 +89,8 @@ def test_an_actor_that_never_ends_costs_the_exit_code_and_no_time(
 ) -> None:
     node = plant(make_node(binaries15), "ActivityMonitor._stop = hang").run()
     assert node.stop() == 1
-    assert "threads that did not end: activity_monitor" in node.log
-    assert "database system is shut down" in node.log
+    node.heard("threads that did not end: activity_monitor")
+    node.heard("database system is shut down")
 
 
 def test_a_main_thread_that_cannot_end_is_ended_hard(make_node: MakeNode, binaries15: Binaries) -> None:
@@ -98,13 +98,13 @@ def test_a_main_thread_that_cannot_end_is_ended_hard(make_node: MakeNode, binari
     fault = "node.LAST_WORDS_S = 1.0; node.PostmasterRecord.stop = hang"
     node = plant(make_node(binaries15, "--stop-timeout", "2"), fault).run()
     assert node.stop() == 1
-    assert "database system is shut down" in node.log
+    node.heard("database system is shut down")
 
 
 def test_a_main_thread_that_dies_stops_postgres(make_node: MakeNode, binaries15: Binaries) -> None:
     fault = "node._News.tell = lambda *_: 1 / 0"
     node = plant(make_node(binaries15), fault).run()
     assert node.stop(signal.SIGHUP) == 1, "the signal wakes it"
-    assert "database system is shut down" in node.log
-    assert "the main thread failed; the node is stopped" in node.log
+    node.heard("database system is shut down")
+    node.heard("the main thread failed; the node is stopped")
     node.log_path.unlink()

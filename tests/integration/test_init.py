@@ -73,7 +73,7 @@ def test_a_node_as_process_1_reaps_forwards_and_ends_in_order(
 
     node.config.write_text("{")
     init.send_signal(signal.SIGHUP)
-    wait_until(lambda: "the configuration file was not applied" in node.log, "it was read", 60)
+    node.heard("the configuration file was not applied")
 
     init.terminate()
     assert node.wait() == 0, node.log
@@ -92,7 +92,7 @@ def test_the_postgres_of_a_killed_supervisor_is_shut_down_by_the_init(
     _, supervisor = run_below(prefix, node)
     supervisor.kill()
     assert node.wait() == 128 + signal.SIGKILL, node.log
-    assert "sending SIGINT" in node.log
+    node.heard("sending SIGINT")
     assert "shut down" in cluster_state(node)
     node.command = [sys.executable, str(ROOT / "run.py")]
     node.run()  # and clears away what only a supervisor knows of

@@ -151,7 +151,7 @@ def test_a_static_node_keeps_its_lsn_on_every_shard_until_it_is_refused(
         wait_until(lambda: len(second.leases) > 1, "the lease is renewed before the earlier one ends", 30)
         for number, server in enumerate((storage, second)):
             assert set(server.leases) == {f"lease lsn {TENANT}-0{number}02 {TIMELINE} {LSN} "}
-        wait_until(lambda: "Request succeeded, sleeping for 1 seconds" in node.log, "the log says so", 30)
+        node.heard("Request succeeded, sleeping for 1 seconds")
         assert node.metric("compute_node_lsn_lease_valid_until_seconds") > time.time() - 60
         answer = node.configure(document | {"pageserver_connstring": f"{storage.url},{moved.url}"})
         assert answer.status == 200, answer.body

@@ -143,8 +143,8 @@ def test_a_node_that_is_killed_in_the_middle_of_a_prewarm_comes_back_with_the_go
     await_prewarm(node, "cancelled")
     asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
     wait_until(lambda: not node.query(asleep), "the statement has ended in the server")
-    wait_until(lambda: "canceling statement due to user request" in node.log, "it was cancelled, not cut off")
-    wait_until(lambda: "not offloaded any more" in node.log, "a tick has found the cache incomplete", 20)
+    node.heard("canceling statement due to user request")
+    node.heard("not offloaded any more")
     assert node.call("POST", "/lfc/offload").status == 409
     assert node.metric("compute_node_lfc_offload_blocked") == 1
     assert node.call("POST", "/lfc/prewarm").status == 202
@@ -265,7 +265,7 @@ def test_200_mb_of_a_plain_node_are_back_after_a_restart_and_so_they_are_in_a_fr
     done = await_prewarm(node, "completed")
     assert done["prewarmed"] + done["skipped"] == done["total"] > BLOCKS
     assert cached_share(node, "t") >= 0.95
-    assert "the cache is prewarmed" in node.log
+    node.heard("the cache is prewarmed")
 
     replica = make_node(binaries15)
     replica.flags = ["--source", "upstream", "--lfc-store", store.as_uri()]

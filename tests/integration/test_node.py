@@ -42,8 +42,8 @@ def test_a_node_starts_from_a_spec_serves_it_and_stops_on_a_signal(
     assert node.status()["error"] is None
     assert node.call("GET", "/ready", token=None).status == 200
     assert node.stop() == 0, node.log
-    assert "Changing compute status from init to running" in node.log
-    assert "PG:" in node.log
+    node.heard("Changing compute status from init to running")
+    node.heard("PG:")
 
 
 def test_a_restart_keeps_the_data_and_fresh_rebuilds_it(make_node: MakeNode, binaries15: Binaries) -> None:
@@ -447,14 +447,14 @@ def test_postgres_ending_unasked_fails_the_node(make_node: MakeNode, binaries15:
     node = make_node(binaries15, "--dev").run()
     os.kill(node.postmaster(), signal.SIGINT)
     assert node.wait() == 1, node.log
-    assert "Postgres ended although nobody asked it to" in node.log
+    node.heard("Postgres ended although nobody asked it to")
 
 
 def test_a_signal_during_the_start_leaves_nothing(make_node: MakeNode, binaries15: Binaries) -> None:
     node = make_node(binaries15)
     node.write_config(spec())
     node.start()
-    wait_until(lambda: "Changing compute status from empty to init" in node.log, "the start began")
+    node.heard("Changing compute status from empty to init")
     assert node.stop() == 0, node.log
     left = {path.name for path in node.folder.iterdir()} - {
         "config.json",

@@ -198,7 +198,7 @@ def test_a_replica_of_storage_catches_up_is_promoted_though_its_client_leaves_an
 
     node.set_failpoint(STEP, "pause")
     leave = ask_and_leave(node, request)
-    wait_until(lambda: "got promotion request" in node.log, "it is asked for", 30)
+    node.heard("got promotion request")
     node.query("SELECT pg_wal_replay_resume()")
     node.await_failpoint(STEP)
     await_waiters(node, 1)

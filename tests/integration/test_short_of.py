@@ -61,8 +61,8 @@ def test_little_shared_memory_is_warned_about(make_node: MakeNode, binaries15: B
         pytest.skip(f"mounting is not allowed here: {tried.stderr.decode().strip()}")
     node.command = [*own, *node.command]
     node.run()
-    assert "(/dev/shm) has 64 MB" in node.log
-    assert "--shm-size" in node.log
+    node.heard("(/dev/shm) has 64 MB")
+    node.heard("--shm-size")
     assert node.query("select 1") == [(1,)]
     assert node.configure(spec()).status == 200
     assert node.log.count("(/dev/shm) has 64 MB") == 1, "once"
