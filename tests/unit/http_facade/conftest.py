@@ -25,5 +25,7 @@ def served(caplog: pytest.LogCaptureFixture) -> Iterator[Served]:
     assert [
         record
         for record in (*caplog.get_records("call"), *caplog.records)
-        if record.name.startswith("waitress") and record.levelno >= logging.WARNING
+        if record.name.startswith("waitress")
+        and record.levelno >= logging.WARNING
+        and record.msg != "Canceling %d pending task(s)"  # a stop within no time may do that
     ] == []
