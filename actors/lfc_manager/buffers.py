@@ -5,8 +5,10 @@ catalogs of users. A standby takes no new functions, so there the extensions mus
 """
 
 import asyncio
+import contextlib
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -26,6 +28,7 @@ MOST_RUNS: Final = 500
 LOOK_S: Final = 0.1
 TELL_S: Final = 0.25
 """How often users are looked at, and progress is told."""
+NICE: Final = 10
 NO_MODULE: Final = "58P01"
 
 IN_RECOVERY: Final = b"SELECT pg_catalog.pg_is_in_recovery()"
@@ -188,6 +191,7 @@ class _Load:
     async def database(self, connection: Connection, relations: Sequence[Relation]) -> None:
         """Read what one database still has of its relations, and skip the rest."""
         before = self.prewarmed + self.skipped
+        _give_way(connection)
         try:
             await self._read(connection, relations)
         finally:
@@ -262,6 +266,15 @@ class _Load:
         self._pace = self._pace.after(took_s, busy=self._busy)
         if self._pace.pause_s:
             await asyncio.sleep(self._pace.pause_s)
+
+
+def _give_way(connection: Connection) -> None:
+    """Let sessions of users go first where they wait for a processor: no pause would come in time for them.
+
+    Not lower than that: what this session holds for a moment, a user may wait for.
+    """
+    with contextlib.suppress(OSError):  # it may be another account's
+        os.setpriority(os.PRIO_PROCESS, connection.pgconn.backend_pid, NICE)
 
 
 async def _files(

@@ -30,7 +30,7 @@ from ...messages.postgres import (
 )
 from ...messages.spec import ComputeSpec, Mode
 from ...messages.vm import StartVmMonitor, VmPreparationFailed, VmPrepared
-from . import promoting
+from . import promoting, serving
 from .effects import (
     CONFIGURATOR,
     LFC,
@@ -195,6 +195,7 @@ def postgres_ready(turn: Turn, message: PostgresReady, _: int | None) -> None:
     )
     turn.log(logging.INFO, "PostgreSQL is now running, continuing to configure it")
     turn.advance(step=Step.APPLYING, stage_began_s=turn.now_s)
+    serving.serve(turn)
     turn.tell(CONFIGURATOR, ApplySpec(attempt.operation, attempt.spec, starting=True))
 
 

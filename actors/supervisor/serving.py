@@ -26,8 +26,8 @@ from .turn import CLOSING_S, TIDY_S, Turn
 
 HEAD_START_S: Final = 0.03
 """Loading the HTTP servers holds up everything else of Python; the programs of Postgres go first."""
-UNPACKING_HEAD_START_S: Final = 0.3
-"""The same where this process makes PGDATA itself; small archives are unpacked by then."""
+UNPACKING_HEAD_START_S: Final = 0.6
+"""The same where this process makes PGDATA itself, until Postgres is ready: most archives are unpacked by then."""
 
 
 def boot(turn: Turn, message: Boot, _: int | None) -> None:
@@ -42,7 +42,7 @@ def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
         return
     turn.set(phase=Phase.UP)
     if turn.state.spec is None:
-        head_start_ended(turn, HeadStartEnded(), None)
+        serve(turn)
         if turn.state.settings.warms_memory:
             turn.tell(POSTGRES, WarmMemory())
     else:
@@ -52,7 +52,13 @@ def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
 
 
 def head_start_ended(turn: Turn, _: HeadStartEnded, __: int | None) -> None:
-    if turn.state.phase not in {Phase.CLOSING, Phase.OVER}:
+    serve(turn)
+
+
+def serve(turn: Turn) -> None:
+    """Begin to serve, once, and load what is heavy."""
+    if not turn.state.serves and turn.state.phase not in {Phase.CLOSING, Phase.OVER}:
+        turn.set(serves=True)
         turn.tell(HTTP, StartServing())
         turn.tell(CONFIGURATOR, MakeReady())
 

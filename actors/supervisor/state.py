@@ -134,6 +134,8 @@ class NodeState(msgspec.Struct, frozen=True):
     postgres_up: bool = False
     postmaster: int | None = None
     """Of the start that was ready last."""
+    serves: bool = False
+    """The HTTP servers were told to begin."""
     tidied: bool = False
     """The PostgresProcess has said that nothing is left of Postgres."""
     synced_lsn: str | None = None

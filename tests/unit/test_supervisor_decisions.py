@@ -317,7 +317,7 @@ def test_with_a_spec_at_boot_the_status_is_never_empty_once_servers_start() -> N
 
 @pytest.mark.parametrize(
     ("source", "head_start_s"),
-    [(SourceName.INITDB, 0.03), (SourceName.UPSTREAM, 0.03), (SourceName.PAGESERVER, 0.3)],
+    [(SourceName.INITDB, 0.03), (SourceName.UPSTREAM, 0.03), (SourceName.PAGESERVER, 0.6)],
 )
 def test_what_makes_pgdata_begins_before_what_is_heavy_is_loaded(
     source: SourceName, head_start_s: float
@@ -329,6 +329,18 @@ def test_what_makes_pgdata_begins_before_what_is_heavy_is_loaded(
     assert life.reminder(HeadStartEnded) == pytest.approx(head_start_s)
     life.hear(HeadStartEnded())
     assert [message for _, message in life.told[-2:]] == [StartServing(), MakeReady()]
+
+
+def test_the_head_start_of_a_start_that_is_quick_ends_with_it() -> None:
+    life = Life(source=SourceName.PAGESERVER)
+    life.hear(Boot(a_spec(mode="Replica")), PgdataInspected(PgdataKind.ABSENT))
+    operation = life.state.operation
+    life.hear(PgdataPrepared(operation, kept=False, took_ms=1), ConfigurationAccepted(operation))
+    assert not life.has_told(StartServing)
+    life.hear(PostgresReady(operation, 4711, 10))
+    assert life.has_told(StartServing)
+    life.hear(HeadStartEnded())
+    assert len([message for _, message in life.told if message == StartServing()]) == 1
 
 
 def test_without_a_spec_nothing_is_waited_for() -> None:
