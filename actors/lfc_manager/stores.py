@@ -10,6 +10,7 @@ from typing import Final, assert_never
 from typing_extensions import override
 
 from ...postgres.web import Limits, Request, Response, WebError, exchange
+from ..kit.files import make_durable
 from ..kit.jobs import Cancellation
 from .packing import MAX_BODY
 from .places import KEY, EndpointPlace, FolderPlace, Place
@@ -142,16 +143,8 @@ def _write(place: FolderPlace, body: bytes) -> None:
             with contextlib.suppress(OSError):
                 Path(new).unlink(missing_ok=True)
             raise
-        _sync_folder(folder)
-        _sync_folder(Path(place.folder))
+        make_durable(str(folder))
+        make_durable(place.folder)
     except OSError as error:
         msg = f"writing {folder / KEY}: {error.strerror}"
         raise StoreError(msg) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

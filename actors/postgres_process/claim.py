@@ -10,6 +10,7 @@ from ...messages.failpoints import Failpoint
 from ...messages.lifecycle import EXIT_FAILED
 from ...messages.postgres import PgdataKind
 from ...postgres.accounts import Account, first_closed_parent
+from ..kit.files import make_durable
 from ..kit.jobs import Cancellation
 from . import folder, orphans, segments
 from .lock import FolderLock
@@ -153,7 +154,7 @@ class Claim:
         """Say that what was built is complete: from now on it may be served."""
         cancellation.reach(Failpoint.PREPARE_UNSEALED)
         folder.seal(self.paths.built, MARKER, self._node.seal, self._node.account)
-        folder.sync_folder(self.paths.building)
+        make_durable(self.paths.building)
         cancellation.reach(Failpoint.PREPARE_SEALED)
 
     def discard(self) -> None:

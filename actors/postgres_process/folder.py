@@ -14,6 +14,7 @@ import msgspec
 
 from ...messages.failpoints import Failpoint
 from ...postgres.accounts import Account
+from ..kit.files import make_durable
 from ..kit.jobs import Cancellation
 from .pgdata import (
     BUILDING,
@@ -208,22 +209,13 @@ def write_file(
         temporary.unlink(missing_ok=True)
         raise
     if sync:
-        sync_folder(str(target.parent))
+        make_durable(str(target.parent))
 
 
 def holds(path: str, content: bytes) -> bool:
     """Whether that file is there with exactly this content."""
     file = Path(path)
     return file.is_file() and not file.is_symlink() and file.read_bytes() == content
-
-
-def sync_folder(path: str) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seal(folder: str, name: str, content: Seal, account: Account | None, *, sync: bool = True) -> None:
@@ -351,7 +343,7 @@ def place(paths: Paths, cancellation: Cancellation, *, aside: str | None = None)
 
 def _rename(source: str, target: str) -> None:
     Path(source).rename(target)
-    sync_folder(str(Path(target).parent))
+    make_durable(str(Path(target).parent))
 
 
 def _move_up(paths: Paths, cancellation: Cancellation) -> None:
@@ -377,7 +369,7 @@ def _move_entries(source: str, target: str, *, marker_first: bool) -> None:
         if entry.name not in OWN_NAMES:
             entry.rename(f"{target}/{entry.name}")
     for folder in (target, source):
-        sync_folder(folder)
+        make_durable(folder)
     if not marker_first:
         _move_marker(source, target)
 
@@ -387,4 +379,4 @@ def _move_marker(source: str, target: str) -> None:
         return
     Path(source, MARKER).rename(f"{target}/{MARKER}")
     for folder in (target, source):
-        sync_folder(folder)
+        make_durable(folder)
