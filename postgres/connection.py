@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from ..messages.secret import Secret
 from ..messages.spec import invalid_name
+from .loading import load_shared
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -348,6 +349,7 @@ def run_async(factory: Callable[[], Coroutine[Any, Any, R]], cancellation: Cance
     import asyncio
 
     cancellation.check()
+    load_shared()
     try:
         with asyncio.Runner(loop_factory=partial(_event_loop, cancellation.now)) as runner:
             return runner.run(_cancellable(factory, cancellation))

@@ -30,6 +30,7 @@ from fix_postgres import Ports, as_account, owned_folder, wait_until
 from fix_secrets import Secrecy
 
 ROOT = Path(__file__).resolve().parent.parent
+STRICT_IMPORTS = ROOT / "tests/doubles/strict_imports"
 COMPUTE_ID = "compute-test"
 START_S = 60.0
 STOP_S = 40.0
@@ -167,7 +168,10 @@ class Node:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                env=os.environ | canaries.environment() | ({"FAILPOINTS": armed} if armed else {}),
+                env=os.environ
+                | {"PYTHONPATH": str(STRICT_IMPORTS)}
+                | canaries.environment()
+                | ({"FAILPOINTS": armed} if armed else {}),
                 **self.runs_as,
             )
         return self

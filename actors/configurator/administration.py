@@ -4,6 +4,7 @@ from typing_extensions import override
 
 from ...messages.planning import CatalogPlanned
 from ...messages.settings import NodeSettings
+from ...postgres.loading import load_shared
 from ..kit.jobs import Cancellation
 from .extensions import Extension
 from .port import Administration, MigrationReport, Order, Report
@@ -17,6 +18,7 @@ class PostgresAdministration(Administration):
 
     @override
     def load(self) -> None:
+        load_shared()
         from . import executor  # noqa: F401 - it is loaded here so that `apply` need not wait for it
 
     @override

@@ -12,6 +12,7 @@ from typing_extensions import override
 from ...messages.failpoints import Failpoint
 from ...messages.metrics import QUEUE_WARNINGS, Family
 from ...messages.settings import NodeSettings
+from ...postgres.loading import load_shared
 from ..kit.jobs import Cancellation
 from . import sockets
 from .port import AppFactory, BindError, Ports, Servers
@@ -107,6 +108,7 @@ class WaitressServers(Servers):
         return bound
 
     def _make(self, external: list[socket.socket], internal: list[socket.socket]) -> None:
+        load_shared()
         from .web import WebServer
 
         external_app, internal_app = self._apps()

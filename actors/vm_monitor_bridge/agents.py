@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from ...messages.settings import Address
+from ...postgres.loading import load_shared
 from ..kit.jobs import Cancellation
 from .port import Agents, Heard, VmError
 from .private import Listening
@@ -26,6 +27,7 @@ class WebsocketAgents(Agents):
 
     @override
     def serve(self, heard: Heard, cancellation: Cancellation) -> None:
+        load_shared()
         from .websocket import Service
 
         with self._listen() as sock:
