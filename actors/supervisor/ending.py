@@ -1,6 +1,7 @@
 """What is decided about the end: terminations, signals, a lost Postgres, a dead actor."""
 
 import logging
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -33,6 +34,8 @@ from .lifecycle import Event
 from .private import CheckpointOverdue, ConfigurationGraceEnded, StopOverdue, SyncOverdue
 from .state import Cause, Ending, Phase, Step
 from .turn import APPLYING, LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S, Turn
+
+_STOPPING: Final = frozenset({Status.TERMINATION_PENDING_FAST, Status.TERMINATION_PENDING_IMMEDIATE})
 
 
 def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
@@ -157,6 +160,8 @@ def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> Non
     if ending is None or ending.queued:
         turn.log(logging.WARNING, "Postgres was reported stopped although nobody had asked for it")
         return
+    if turn.state.status not in _STOPPING or ending.syncing:
+        return  # it was reported before
     if not was_up or not syncing.begin(turn):
         everything_stopped(turn, ending)
 

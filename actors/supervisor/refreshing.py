@@ -57,16 +57,23 @@ def refresh_fetched(turn: Turn, message: ConfigurationReread) -> None:
         return
     if message.error is not None:
         turn.refresh_failed(f"the spec could not be fetched again: {message.error}")
+    elif message.spec is None and turn.state.settings.control_plane_uri is None:
+        turn.log(logging.WARNING, "the configuration file has no spec; the one in force stays")
+        _needless(turn)
     elif message.spec is None:
         turn.log(logging.ERROR, NOT_ATTACHED)
         turn.broken(NOT_ATTACHED, unexpected=False)
         turn.terminate(Cause.FAILURE, immediate=True)
     elif turn.state.error is None and has_not_moved(turn.state.spec, message.spec):
         turn.log(logging.INFO, "the spec was fetched again, and names the same pageservers")
-        turn.set(refresh_not_before_s=turn.now_s + REFRESH_PAUSE_S)
-        turn.move(Event.REFRESH_ENDED)
+        _needless(turn)
     else:
         turn.begin(message.spec, asked=True, refreshes=True)
+
+
+def _needless(turn: Turn) -> None:
+    turn.set(refresh_not_before_s=turn.now_s + REFRESH_PAUSE_S)
+    turn.move(Event.REFRESH_ENDED)
 
 
 def has_not_moved(before: ComputeSpec | None, after: ComputeSpec) -> bool:

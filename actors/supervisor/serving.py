@@ -22,7 +22,7 @@ from .effects import CONFIGURATOR, HTTP, POSTGRES, Publish
 from .lifecycle import Event
 from .private import ClosingOverdue, HeadStartEnded, LingerEnded
 from .state import Cause, Phase
-from .turn import CLOSING_S, TIDY_S, Turn
+from .turn import CLOSING_S, Turn
 
 HEAD_START_S: Final = 0.03
 """Loading the HTTP servers holds up everything else of Python; the programs of Postgres go first."""
@@ -94,10 +94,7 @@ def closing_overdue(turn: Turn, _: ClosingOverdue, __: int | None) -> None:
 
 
 def linger_ended(turn: Turn, _: LingerEnded, __: int | None) -> None:
-    if turn.state.tidied:
-        turn.close()
-    else:
-        turn.stop_postgres(TIDY_S)  # it is gone, but what it left may not be
+    turn.leave()
 
 
 def await_exit(turn: Turn, _: AwaitExit, waiter: int | None) -> None:

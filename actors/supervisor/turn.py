@@ -69,6 +69,12 @@ REFRESH_PAUSE_S: Final = 5.0
 """Between two refreshes of the spec, after one that failed or found nothing new."""
 APPLYING: Final = frozenset({Status.CONFIGURATION, Status.REFRESH_CONFIGURATION})
 """Where a termination waits for a moment."""
+SERVING: Final = frozenset(
+    {Status.RUNNING, Status.REFRESH_CONFIGURATION_PENDING, Status.REFRESH_CONFIGURATION}
+)
+"""Where there may be something to save before a stop."""
+IN_A_HURRY: Final = 2
+"""So many signals ask for the end without anything before it."""
 LINGER_FAILED_START_S: Final = 30.0
 LINGER_FAST_S: Final = 30.0
 LINGER_IMMEDIATE_S: Final = 0.3
@@ -82,6 +88,8 @@ RESERVE: Final = 0.12
 """The share of the stop budget that is kept for what comes after Postgres."""
 TIDY_S: Final = 3.0
 """How long it may take to clear away what a Postgres that ended unasked has left."""
+LEAST_S: Final = 1.0
+"""What is left of a stop budget that other things have used up."""
 OVERDUE_S: Final = 1.0
 """How much longer than its share of the budget the stop of Postgres may take before it is given up."""
 
@@ -331,7 +339,7 @@ class Turn:
         if self.state.phase is Phase.LINGERING:
             self.effects.append(Never(LingerEnded))
             self.set(phase=Phase.UP)
-        serves = self.state.status is Status.RUNNING and not self.state.raised
+        serves = self._serves
         if self.state.status is Status.REFRESH_CONFIGURATION and not self.is_applying:
             self.move(Event.REFRESH_FAILED)  # nothing has changed yet
         if self.state.status not in APPLYING:
@@ -341,12 +349,20 @@ class Turn:
             self.set(ending=replace(ending, queued=True))
             self.effects.append(After(CONFIGURATION_GRACE_S, ConfigurationGraceEnded()))
             return
-        self.set(ending=ending)
-        limit_s = CHECKPOINT_SHARE * self.state.settings.stop_timeout_s
-        planned = serves and cause is not Cause.FAILURE and not immediate and limit_s >= CHECKPOINT_MIN_S
+        self._begin_stop(ending, serves=serves)
+
+    @property
+    def _serves(self) -> bool:
+        return self.state.status in SERVING and not self.state.raised
+
+    def _begin_stop(self, ending: Ending, *, serves: bool) -> None:
+        """Have Postgres stopped, after what is to be done before if it serves and nobody is in a hurry."""
+        limit_s = CHECKPOINT_SHARE * self._left_s(ending)
+        is_hurried = ending.immediate or ending.signals >= IN_A_HURRY or self.state.exit_code != 0
+        planned = serves and not is_hurried and limit_s >= CHECKPOINT_MIN_S
         ending = replace(
             ending,
-            checkpointing=planned and cause is Cause.REQUEST,
+            checkpointing=planned and ending.cause is Cause.REQUEST,
             offloading=planned and self.state.settings.lfc_offload_on_stop,
         )
         self.set(ending=ending)
@@ -356,7 +372,11 @@ class Turn:
         if ending.has_duties:
             self.effects.append(After(limit_s + CHECKPOINT_GRACE_S, CheckpointOverdue()))
         else:
-            self.stop_postgres(self.state.settings.stop_timeout_s)
+            self.stop_postgres(self._left_s(ending))
+
+    def _left_s(self, ending: Ending) -> float:
+        """Return what is left of the stop budget; something always is."""
+        return max(min(LEAST_S, self.state.settings.stop_timeout_s), ending.deadline_s - self.now_s)
 
     def end_lease(self) -> None:
         """Hold the LSN no longer."""
@@ -383,12 +403,13 @@ class Turn:
         if ending.offloading:
             self.tell(LFC, StopLfc())
         self.effects.append(Never(CheckpointOverdue))
-        self.stop_postgres(max(1.0, ending.deadline_s - self.now_s))
+        self.stop_postgres(self._left_s(ending))
 
     def _cut_off(self, *, immediate: bool) -> ConfigureOutcome:
         """Say what those are told whose configuration or start a termination ends."""
-        if self.state.status in {Status.EMPTY, Status.RUNNING}:
-            # Preflight only: nothing was taken yet.
+        attempt = self.state.attempt
+        if attempt is not None and attempt.asked and attempt.step is Step.CHECKING:
+            # Nothing was taken yet.
             pending = Status.TERMINATION_PENDING_IMMEDIATE if immediate else Status.TERMINATION_PENDING_FAST
             return ConfigureRefused(f"invalid compute status: {pending.text}", bad_spec=False)
         return ConfigureFailed(self.state.error or "the start was cancelled: the node is terminating")
@@ -399,22 +420,28 @@ class Turn:
         if ending is None or not ending.queued:
             return
         self.effects.append(Never(ConfigurationGraceEnded))
+        serves = self._serves
         self.move(Event.TERMINATE_IMMEDIATE if ending.immediate else Event.TERMINATE_FAST)
-        self.set(ending=replace(ending, queued=False))
-        self.end_upkeep()
-        self.stop_postgres(max(1.0, ending.deadline_s - self.now_s))
+        self._begin_stop(replace(ending, queued=False), serves=serves)
 
     def linger(self, seconds: float, reason: str = "") -> None:
-        """Keep serving for a while, so that the outcome can be read; then close."""
+        """Keep serving for a while, so that the outcome can be read; then leave."""
         if self.state.settings.dev:
             seconds = min(seconds, LINGER_DEV_S)
-        if seconds <= 0:
-            self.close()
-            return
         if reason:
             self.log(logging.INFO, reason)
         self.set(phase=Phase.LINGERING)
-        self.effects.append(After(seconds, LingerEnded()))
+        if seconds > 0:
+            self.effects.append(After(seconds, LingerEnded()))
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        """Close, once what a Postgres that ended unasked has left is cleared away."""
+        if self.state.tidied:
+            self.close()
+        else:
+            self.stop_postgres(TIDY_S)
 
     def close(self) -> None:
         """Close the servers; the process ends when they are, or a moment later."""

@@ -276,8 +276,8 @@ def running(spec: ComputeSpec | None = None, **changes: object) -> Life:
     return life
 
 
-def reconfiguring() -> tuple[Life, int]:
-    life = running()
+def reconfiguring(**changes: Any) -> tuple[Life, int]:
+    life = running(**changes)
     waiter = life.hear(Configure(with_role("a")))
     life.hear(ConfigurationAccepted(life.operation))
     assert life.status() is Status.CONFIGURATION
@@ -808,6 +808,45 @@ def test_there_is_no_last_offload_where_there_is_no_time_or_the_node_has_failed(
     life.hear(stop)
     assert not life.has_told(OffloadLast)
     assert life.has_told(StopPostgres)
+
+
+def test_a_node_that_refreshes_its_spec_saves_its_cache_before_a_stop_as_any_that_serves() -> None:
+    moved = neon("postgresql://ps2")
+    for messages in ([], [fetched(error="the control plane is away")], [fetched(moved)]):
+        life = refreshing(lfc_offload_on_stop=True)
+        life.hear(*messages)
+        life.hear(SignalReceived("SIGTERM"))
+        assert life.has_told(OffloadLast), messages
+        assert not life.has_told(StopPostgres)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_termination_that_has_waited_for_a_configuration_saves_the_cache_too(*, applied: bool) -> None:
+    life, _ = reconfiguring(lfc_offload_on_stop=True)
+    life.hear(Terminate(FAST))
+    life.now_s += 5
+    outcome = SpecApplied(life.operation, 1, 1) if applied else ApplyFailed(life.operation, "no")
+    life.hear(ConfigurationInstalled(life.operation), outcome)
+    assert life.has_told(OffloadLast)
+    assert life.has_told(Checkpoint)
+    assert life.reminder(CheckpointOverdue) == pytest.approx(0.2 * 20 + 0.5)
+    assert not life.has_told(StopPostgres)
+
+
+@pytest.mark.parametrize(
+    "hurry",
+    [
+        [Terminate(IMMEDIATE)],
+        [SignalReceived("SIGTERM"), SignalReceived("SIGTERM")],
+        [ActorFailed(MONITOR, "KeyError")],
+    ],
+    ids=["immediate", "two signals", "dead actor"],
+)
+def test_a_termination_that_has_waited_and_is_in_a_hurry_stops_postgres_at_once(hurry: list[Message]) -> None:
+    life, _ = reconfiguring(lfc_offload_on_stop=True)
+    life.hear(Terminate(FAST), *hurry, ConfigurationGraceEnded())
+    assert life.has_told(StopPostgres)
+    assert not life.has_told(OffloadLast)
 
 
 def checkpointing() -> Life:
@@ -1418,7 +1457,7 @@ def test_what_a_configuration_is_told_that_a_termination_broke_off() -> None:
         (LFC, StopLfc()),
         (CONFIGURATOR, StopUpkeep()),
         (MONITOR, StopMonitoring()),
-        (POSTGRES, StopPostgres(budget_s=22.0)),
+        (CONFIGURATOR, Checkpoint(5.0)),
     ]
     assert Never(ConfigurationGraceEnded) in life.effects
     assert life.state.ending is not None
@@ -1430,7 +1469,7 @@ def test_a_termination_that_has_waited_gives_postgres_what_is_left(late_s: float
     life, _ = reconfiguring()
     life.hear(Terminate(FAST))
     life.now_s += late_s
-    life.hear(ConfigurationGraceEnded())
+    life.hear(ConfigurationGraceEnded(), CheckpointEnded("the spec is still being applied"))
     assert life.last(StopPostgres).budget_s == pytest.approx(budget_s)
 
 
@@ -1544,9 +1583,15 @@ def test_a_lost_postgres_leaves_nothing_under_way() -> None:
     assert life.reminder(LingerEnded) == 5
 
 
-def test_a_postgres_that_is_lost_while_a_signal_waits_for_a_configuration_ends_the_node_at_once() -> None:
+def test_a_postgres_that_is_lost_while_a_signal_waits_for_a_configuration_ends_the_node_once_it_is_tidy() -> (
+    None
+):
     life, _ = reconfiguring()
     life.hear(SignalReceived("SIGTERM"), PostgresExited("it fell"))
+    assert life.has_told(StopPostgres), "what Postgres left is cleared away first"
+    assert not life.has_told(StopServing)
+    assert life.reminder(LingerEnded) is None
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
     assert life.state.phase is Phase.CLOSING
     assert life.told[-1] == (HTTP, StopServing(1.0))
     assert life.reminder(ClosingOverdue) == 2.0
@@ -1749,6 +1794,22 @@ def test_a_primary_of_neons_storage_syncs_its_safekeepers_before_anybody_is_told
     assert life.reminder(LingerEnded) == 30
     again = life.hear(Terminate(FAST))
     assert life.answers[again] == Terminated("0/28F10D8", repeated=True)
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_stop_that_is_reported_twice_counts_once(*, synced: bool) -> None:
+    """Whoever terminates a node whose failing start is just over orders a second stop."""
+    life, waiter = stopped()
+    exit_waiter = life.hear(AwaitExit())
+    if synced:
+        life.hear(SafekeepersSynced("0/28F10D8", 40), LingerEnded())
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
+    if not synced:
+        assert waiter not in life.answers
+        life.hear(SafekeepersSynced("0/28F10D8", 40), LingerEnded())
+    assert life.answers[waiter] == Terminated("0/28F10D8")
+    life.hear(ServingStopped())
+    assert life.answers[exit_waiter].code == 0
 
 
 def test_a_sync_that_fails_skips_nothing_of_the_rest() -> None:
@@ -2022,9 +2083,9 @@ def fetched(spec: ComputeSpec | None = None, error: str | None = None) -> Config
     return ConfigurationReread(spec=spec, error=error, refreshes=True)
 
 
-def refreshing(before: ComputeSpec | None = None) -> Life:
+def refreshing(before: ComputeSpec | None = None, **changes: object) -> Life:
     """A node that fetches its spec again."""
-    life = running(before or neon())
+    life = running(before or neon(), **changes)
     waiter = life.hear(RefreshConfiguration())
     assert life.answers[waiter] == RefreshTaken()
     assert FETCH in life.effects
@@ -2082,8 +2143,18 @@ def test_a_refresh_that_fails_at_any_step_is_tried_again_with_the_spec_that_was_
         assert (life.status(), life.state.spec, life.state.error) == (Status.RUNNING, moved, None)
 
 
+def test_a_configuration_file_without_a_spec_leaves_the_one_that_a_request_brought() -> None:
+    life = refreshing(config_path="/etc/config.json")
+    life.hear(fetched())
+    assert life.status() is Status.RUNNING
+    assert life.state.spec == neon()
+    assert not life.has_told(StopPostgres)
+    life.hear(RefreshConfiguration())
+    assert life.reminder(RefreshDue) == 5
+
+
 def test_a_node_that_is_to_have_no_spec_any_more_ends_in_order_and_as_a_failure() -> None:
-    life = refreshing()
+    life = refreshing(control_plane_uri="http://plane")
     exit_waiter = life.hear(AwaitExit())
     life.hear(fetched())
     assert life.has_told(StopPostgres)
@@ -2151,6 +2222,15 @@ def test_a_termination_breaks_a_fetch_off_and_waits_for_what_is_being_applied() 
     assert applying.status() is Status.TERMINATION_PENDING_IMMEDIATE
     applying.hear(PostgresStopped(StopRung.FAST))
     assert applying.answers[waiter] == Terminated(lsn=None)
+
+
+def test_a_configuration_that_has_joined_a_refresh_is_refused_when_a_termination_breaks_that_off() -> None:
+    life, moved = refreshing(), neon("postgresql://ps2")
+    life.hear(fetched(moved))
+    waiter = life.hear(Configure(moved))
+    life.hear(Terminate(FAST))
+    refusal = ConfigureRefused("invalid compute status: termination-pending-fast", bad_spec=False)
+    assert life.answers[waiter] == refusal
 
 
 def test_a_postgres_that_is_lost_during_a_refresh_is_a_failure() -> None:
