@@ -34,7 +34,7 @@ from compute_node.bench.rig import (
 )
 from compute_node.messages.base import decode_hook
 from compute_node.messages.spec import ComputeSpec
-from compute_node.postgres.connection import parse_connstr
+from compute_node.postgres.target import parse_connstr
 from typing_extensions import override
 
 ROLES: Final = 1000

@@ -25,7 +25,7 @@ from ..messages.settings import (
     Address,
     SourceName,
 )
-from ..postgres.connection import parse_connection, parse_connstr
+from ..postgres.target import parse_connection, parse_connstr
 
 AUTOSCALING: Final = "AUTOSCALING"
 """The variable that turns autoscaling on, whatever its value."""

@@ -6,7 +6,8 @@ They speak the protocol of Postgres, and little else of it: no query can be canc
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..messages.secret import Secret
-from .connection import LIBPQ_TIMEOUT_S, connect_once, look_up
+from .connection import LIBPQ_TIMEOUT_S, connect_once
+from .hosts import look_up
 from .text import one_line
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from .connection import Cancellation, look_up, run_async
+from .coroutines import Cancellation, run_async
+from .hosts import look_up
 
 if TYPE_CHECKING:
     import socket

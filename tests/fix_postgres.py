@@ -22,7 +22,7 @@ import pytest
 from compute_node.postgres import pidfile
 from compute_node.postgres.accounts import Account, resolve_account
 from compute_node.postgres.binaries import Binaries, BinariesError, embedded, inspect, reachable
-from compute_node.postgres.connection import Target, params, parse_connstr
+from compute_node.postgres.target import Target, params, parse_connstr
 
 from doubles import canaries
 

@@ -43,7 +43,7 @@ from compute_node.messages.settings import NodeSettings
 from compute_node.messages.spec import Cluster, ComputeSpec, GenericOption
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import params, parse_connstr
+from compute_node.postgres.target import params, parse_connstr
 from typing_extensions import override
 
 from doubles import canaries

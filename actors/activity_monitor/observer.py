@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
 
-from ...postgres.connection import parse_connstr
+from ...postgres.target import parse_connstr
 from ..kit.jobs import Cancellation
 from .port import Observer
 from .reach import Observation

@@ -16,7 +16,8 @@ import psycopg
 from psycopg import errors
 from psycopg.rows import TupleRow
 
-from ...postgres.connection import Target, addresses, connect
+from ...postgres.connection import addresses, connect
+from ...postgres.target import Target
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .checks import Readings, Sessions, Totals

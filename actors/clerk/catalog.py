@@ -12,9 +12,9 @@ from ...messages.spec import invalid_name
 from ...messages.stream import StreamClosedError
 from ...postgres.accounts import Account
 from ...postgres.binaries import Binaries
-from ...postgres.connection import parse_connstr
 from ...postgres.environment import allowed
 from ...postgres.passwords import PASSFILE, password_file
+from ...postgres.target import parse_connstr
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics

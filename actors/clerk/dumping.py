@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ...postgres.connection import Target, params
+from ...postgres.target import Target, params
 
 APPLICATION_NAME: Final = "compute_ctl:dump_schema"
 COMMAND: Final = ("--schema-only", "--no-password", "--lock-wait-timeout=10s")

@@ -34,10 +34,10 @@ from ...postgres.connection import (
     QUIET_OPTIONS,
     SET_EVENT_TRIGGERS_OFF,
     UNDISTURBED_OPTIONS,
-    Target,
     connect,
-    run_async,
 )
+from ...postgres.coroutines import run_async
+from ...postgres.target import Target
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 

@@ -8,7 +8,9 @@ from typing import Final
 
 from psycopg import Error
 
-from ...postgres.connection import Target, connect, parse_connstr, run_async
+from ...postgres.connection import connect
+from ...postgres.coroutines import run_async
+from ...postgres.target import Target, parse_connstr
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .executor import OPTIONS

@@ -26,11 +26,10 @@ from ...postgres.connection import (
     QUIET_OPTIONS,
     SET_EVENT_TRIGGERS_OFF,
     UNDISTURBED_OPTIONS,
-    Target,
     connect,
-    parse_connstr,
-    run_async,
 )
+from ...postgres.coroutines import run_async
+from ...postgres.target import Target, parse_connstr
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from . import apply as application

@@ -9,14 +9,9 @@ from psycopg import AsyncConnection, Error
 from psycopg.rows import TupleRow
 
 from ...messages.failpoints import Failpoint, FailpointError
-from ...postgres.connection import (
-    EVENT_TRIGGERS_SINCE,
-    SET_EVENT_TRIGGERS_OFF,
-    Target,
-    connect,
-    parse_connstr,
-    run_async,
-)
+from ...postgres.connection import EVENT_TRIGGERS_SINCE, SET_EVENT_TRIGGERS_OFF, connect
+from ...postgres.coroutines import run_async
+from ...postgres.target import Target, parse_connstr
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .executor import OPTIONS, TRANSIENT

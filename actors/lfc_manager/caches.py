@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from typing_extensions import override
 
 from ...messages.settings import NodeSettings
-from ...postgres.connection import parse_connstr, run_async
+from ...postgres.coroutines import run_async
+from ...postgres.target import parse_connstr
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .port import Cache, CacheError, Counts, Progress, Taken

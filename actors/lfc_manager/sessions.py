@@ -8,13 +8,8 @@ from psycopg import AsyncConnection, Error
 from psycopg.rows import TupleRow
 
 from ...postgres.asking import ask
-from ...postgres.connection import (
-    EVENT_TRIGGERS_OFF,
-    EVENT_TRIGGERS_SINCE,
-    UNDISTURBED_OPTIONS,
-    Target,
-    connect,
-)
+from ...postgres.connection import EVENT_TRIGGERS_OFF, EVENT_TRIGGERS_SINCE, UNDISTURBED_OPTIONS, connect
+from ...postgres.target import Target
 from ...postgres.text import one_line
 from .port import CacheError
 

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from ...messages.spec import Wire
 from ...postgres import page_api
-from ...postgres.connection import run_async
+from ...postgres.coroutines import run_async
 from ...postgres.lsn import parse_lsn
 from ...postgres.neighbours import NeighbourError, Rows, ask
 from ...postgres.page_api_call import OK

@@ -15,7 +15,7 @@ from ...messages.secret import MASK, is_secret_setting, mask_credentials
 from ...postgres.accounts import Account
 from ...postgres.conf import AUTO_CONF_FILE, CONF_FILE, ConfText, socket_folder_problem
 from ...postgres.conf_reader import Entry, effective, read, split_libraries
-from ...postgres.connection import DEFAULT_PORT
+from ...postgres.target import DEFAULT_PORT
 
 SCARCE_SHARED_MEMORY: Final = 64 << 20
 """What Docker gives a container unless it is told otherwise."""

@@ -10,7 +10,8 @@ import msgspec
 from ...messages.planning import Change, DriftCause, SettingChange, SettingDrift
 from ...messages.secret import MASK, is_secret_setting, mask_credentials
 from ...postgres.conf_reader import read
-from ...postgres.connection import Target, connect, fetch
+from ...postgres.connection import connect, fetch
+from ...postgres.target import Target
 
 APPLICATION: Final = "compute_ctl:plan"
 QUESTION: Final = b"""

@@ -11,7 +11,7 @@ from ...messages.secret import Secret
 from ...messages.settings import NodeSettings, SourceName
 from ...postgres.accounts import Account
 from ...postgres.binaries import Binaries
-from ...postgres.connection import Target, parse_connstr
+from ...postgres.target import Target, parse_connstr
 from ..kit.jobs import Cancellation
 from ..kit.metrics import Metrics
 from ..kit.programs import Result, Starter, run

@@ -10,7 +10,7 @@ from ...messages.failpoints import Failpoint
 from ...messages.planning import SettingsCompared
 from ...messages.spec import ComputeSpec
 from ...postgres.conf import AUTO_CONF_FILE, CONF_FILE, OVERRIDE_FILE, ConfText
-from ...postgres.connection import run_async
+from ...postgres.coroutines import run_async
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from . import checking, fields

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from ...postgres.connection import STATEMENT_S, Target, connect, fetch, run_async
+from ...postgres.connection import STATEMENT_S, connect, fetch
+from ...postgres.coroutines import run_async
 from ...postgres.lsn import parse_lsn, show_lsn
+from ...postgres.target import Target
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .port import PostgresError

@@ -7,7 +7,9 @@ from typing import Any, Final
 from ...messages.failpoints import Failpoint
 from ...postgres.accounts import Account
 from ...postgres.conf import CONF_FILE, ConfText
-from ...postgres.connection import Target, connect, fetch, run_async
+from ...postgres.connection import connect, fetch
+from ...postgres.coroutines import run_async
+from ...postgres.target import Target
 from ..kit.jobs import Cancellation
 from .folder import write_file
 from .port import PostgresError

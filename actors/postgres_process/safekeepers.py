@@ -12,7 +12,7 @@ import msgspec
 
 from ...messages.secret import Secret
 from ...messages.spec import ComputeSpec
-from ...postgres.connection import run_async
+from ...postgres.coroutines import run_async
 from ...postgres.lsn import parse_lsn, show_lsn
 from ...postgres.masking import mask_server_words
 from ...postgres.neighbours import USER, NeighbourError, ask

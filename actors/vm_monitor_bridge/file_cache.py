@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Final, LiteralString
 from typing_extensions import override
 
 from ...messages.secret import Secret
-from ...postgres.connection import Target, connect, parse_connection, run_async
+from ...postgres.connection import connect
+from ...postgres.coroutines import run_async
+from ...postgres.target import Target, parse_connection
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from .decisions import MIB

@@ -23,7 +23,7 @@ from compute_node.messages.activity import ActivityObserved, StartMonitoring, St
 from compute_node.messages.lifecycle import Condition, ConditionCleared, ConditionRaised
 from compute_node.messages.metrics import CURRENT_DOWNTIME, DOWNTIME_TOTAL
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import params
+from compute_node.postgres.target import params
 
 from doubles.scripted import Scripted, ThreadedBench
 from doubles.specs import settings

@@ -16,7 +16,7 @@ from compute_node.messages.secret import Secret
 from compute_node.messages.spec import Audit, Cluster, ComputeSpec, Database, DeltaOp, GenericOption, Role
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import params
+from compute_node.postgres.target import params
 
 from doubles.specs import a_spec
 from fix_postgres import Cluster as RealPostgres

@@ -20,7 +20,7 @@ from compute_node.actors.kit.jobs import Cancellation
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import Cluster, ComputeSpec, Database, DeltaOp, Role
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import params
+from compute_node.postgres.target import params
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 from msgspec import UNSET

@@ -36,7 +36,7 @@ from compute_node.messages.secret import Secret
 from compute_node.messages.stream import ByteStream, StreamBrokenError
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import params
+from compute_node.postgres.target import params
 from psycopg import sql
 
 from doubles import canaries

@@ -12,7 +12,7 @@ from compute_node.messages.spec import ComputeSpec, GenericOption
 from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.conf import ConfContext, ConfText, Listening, quote, render
 from compute_node.postgres.conf_reader import read
-from compute_node.postgres.connection import params
+from compute_node.postgres.target import params
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -33,7 +33,7 @@ from compute_node.messages.spec import (
     spec_decoder,
 )
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import params
+from compute_node.postgres.target import params
 from psycopg import sql
 
 from doubles.specs import ODD_NAMES, a_spec

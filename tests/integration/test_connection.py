@@ -17,7 +17,9 @@ import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.messages.secret import Secret
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import QUIET_OPTIONS, Target, connect, run_async
+from compute_node.postgres.connection import QUIET_OPTIONS, connect
+from compute_node.postgres.coroutines import run_async
+from compute_node.postgres.target import Target
 from psycopg.pq import TransactionStatus
 
 from fix_postgres import Cluster, MakeCluster, Ports, wait_until

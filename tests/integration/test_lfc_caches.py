@@ -19,7 +19,7 @@ from compute_node.actors.lfc_manager.packing import StateError
 from compute_node.actors.lfc_manager.port import CacheError, Counts
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import params
+from compute_node.postgres.target import params
 
 from doubles.specs import settings
 from fix_postgres import Cluster, MakeCluster, run_as, wait_until

@@ -19,7 +19,7 @@ from compute_node.messages.planning import CatalogPlanned
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import Cluster, ComputeSpec, Database, DeltaOp, GenericOption, Role
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import run_async
+from compute_node.postgres.coroutines import run_async
 
 from doubles import canaries
 from doubles.specs import a_spec

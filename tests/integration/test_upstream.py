@@ -28,7 +28,7 @@ from compute_node.messages.secret import Secret
 from compute_node.messages.settings import SourceName
 from compute_node.messages.spec import ComputeSpec, StaticMode
 from compute_node.postgres.binaries import Binaries
-from compute_node.postgres.connection import parse_connstr
+from compute_node.postgres.target import parse_connstr
 
 from doubles import canaries
 from doubles.relay import Relay

@@ -7,14 +7,9 @@ import threading
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.messages.secret import Secret
-from compute_node.postgres.connection import (
-    Target,
-    connect,
-    params,
-    parse_connstr,
-    run_async,
-    startup_options,
-)
+from compute_node.postgres.connection import connect
+from compute_node.postgres.coroutines import run_async
+from compute_node.postgres.target import Target, params, parse_connstr, startup_options
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -13,7 +13,7 @@ from compute_node.cli.options import Options
 from compute_node.messages.secret import Secret, is_secret_setting
 from compute_node.messages.settings import NodeSettings
 from compute_node.messages.spec import ComputeSpec, GenericOption, spec_decoder
-from compute_node.postgres.connection import Target
+from compute_node.postgres.target import Target
 
 from doubles import canaries
 

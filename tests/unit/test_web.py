@@ -14,7 +14,7 @@ from time import monotonic
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
-from compute_node.postgres import connection as looking_up
+from compute_node.postgres import hosts
 from compute_node.postgres.web import Limits, Request, Response, WebError, exchange
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -304,7 +304,7 @@ def test_a_name_server_that_is_silent_is_neither_waited_for_nor_in_the_way(
         answered.wait(50)
         return ()
 
-    monkeypatch.setattr(looking_up, "find_addresses", look)
+    monkeypatch.setattr(hosts, "find_addresses", look)
     ask = partial(exchange, Request("http://some.host/"))
     try:
         with pytest.raises(WebError, match=r"no whole response within 0\.2 s"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ....messages.secret import Secret
 from ....postgres import page_api
-from ....postgres.connection import run_async
+from ....postgres.coroutines import run_async
 from ....postgres.neighbours import NeighbourError, connect
 from ...kit.jobs import Cancellation
 from ...kit.programs import ProgramError, Starter, Wake

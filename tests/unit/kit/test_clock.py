@@ -7,7 +7,7 @@ import pytest
 from compute_node.actors.kit.clock import GAP_S, TICK_S, AwakeClock
 from compute_node.actors.kit.jobs import Cancellation, Job
 from compute_node.messages.base import Message
-from compute_node.postgres.connection import run_async
+from compute_node.postgres.coroutines import run_async
 from hypothesis import given
 from hypothesis import strategies as st
 
