@@ -12,6 +12,7 @@ from ...messages.lifecycle import (
     Condition,
     Configure,
     Configured,
+    ConfigureFailed,
     ConfigureRefused,
     RereadConfiguration,
     Status,
@@ -21,7 +22,6 @@ from ...messages.postgres import (
     ConfigurationInstalled,
     ConfigurationInstallFailed,
     ConfigurationRefused,
-    InstallConfiguration,
     PgdataFailed,
     PgdataPrepared,
     PostgresReady,
@@ -30,7 +30,7 @@ from ...messages.postgres import (
 )
 from ...messages.spec import ComputeSpec, Mode
 from ...messages.vm import StartVmMonitor, VmPreparationFailed, VmPrepared
-from . import promoting, serving
+from . import attempts, promoting, refreshing, serving, stopping
 from .effects import (
     CONFIGURATOR,
     LFC,
@@ -41,8 +41,7 @@ from .effects import (
 )
 from .lifecycle import Event, Refused, outcome
 from .private import ConfigurationReread
-from .refreshing import refresh_fetched
-from .state import Phase, Step, node_status
+from .state import Attempt, Origin, Phase, Step, node_status
 from .turn import Turn
 
 
@@ -55,10 +54,19 @@ def configure(turn: Turn, message: Configure, waiter: int | None) -> None:
 def _take(turn: Turn, spec: ComputeSpec, waiters: tuple[int, ...]) -> str | None:
     """Begin to bring a spec into force, or join the attempt that does; return why not."""
     attempt = turn.attempt
-    if attempt is not None and attempt.asked and attempt.spec == spec and attempt.step is not Step.ABORTING:
-        turn.advance(waiters=(*attempt.waiters, *waiters))
+    if (
+        attempt is not None
+        and attempt.origin is not Origin.BOOT
+        and attempt.spec == spec
+        and attempt.step is not Step.ABORTING
+    ):
+        attempts.advance(turn, waiters=(*attempt.waiters, *waiters))
         return None
-    if attempt is not None and attempt.asked and turn.state.status in {Status.EMPTY, Status.RUNNING}:
+    if (
+        attempt is not None
+        and attempt.origin is not Origin.BOOT
+        and turn.state.status in {Status.EMPTY, Status.RUNNING}
+    ):
         # The other request is still in preflight: to its asker, and to this one, the node is already taken.
         return f"invalid compute status: {Status.CONFIGURATION_PENDING.text}"
     if turn.state.promotion is not None:
@@ -67,7 +75,7 @@ def _take(turn: Turn, spec: ComputeSpec, waiters: tuple[int, ...]) -> str | None
     if isinstance(taken, Refused) or turn.state.phase is not Phase.UP:
         return f"invalid compute status: {turn.state.status.text}"
     turn.log(logging.INFO, "got configuration request")
-    turn.begin(spec, asked=True, waiters=waiters)
+    attempts.begin(turn, spec, Origin.REQUEST, waiters)
     return None
 
 
@@ -83,7 +91,7 @@ def reread_configuration(turn: Turn, _: RereadConfiguration, waiter: int | None)
 
 def configuration_reread(turn: Turn, message: ConfigurationReread, _: int | None) -> None:
     if message.refreshes:
-        refresh_fetched(turn, message)
+        refreshing.fetched(turn, message)
     elif message.error is not None:
         _not_reread(turn, message.waiters, f"it could not be read again: {message.error}")
     elif message.spec is None:
@@ -100,57 +108,60 @@ def _not_reread(turn: Turn, waiters: tuple[int, ...], why: str) -> None:
 
 
 def configuration_accepted(turn: Turn, message: ConfigurationAccepted, _: int | None) -> None:
-    attempt = turn.under_way(message.operation, Step.CHECKING)
+    attempt = attempts.under_way(turn, message.operation, Step.CHECKING)
     if attempt is None:
         promoting.checked(turn, message)
         return
     for warning in message.warnings:
         turn.log(logging.WARNING, warning)
-    turn.advance(checked=True)
-    if not attempt.asked:
-        turn.start_postgres_if_ready()
-        return
-    if attempt.refreshes:
-        turn.follow_lease(attempt.spec)
-        turn.advance(step=Step.INSTALLING)
-        turn.tell(POSTGRES, InstallConfiguration(attempt.operation, attempt.spec))
-        return
+    attempt = attempts.advance(turn, checked=True)
+    match attempt.origin:
+        case Origin.BOOT:
+            attempts.start_postgres_if_ready(turn)
+        case Origin.REFRESH:
+            attempts.follow_lease(turn, attempt.spec)
+            attempts.install(turn, attempt)
+        case _:
+            _spec_taken(turn, attempt)
+
+
+def _spec_taken(turn: Turn, attempt: Attempt) -> None:
     turn.move(Event.SPEC_TAKEN)
     turn.set(spec=attempt.spec)
-    turn.follow_lease(attempt.spec)
-    if attempt.starts:
-        turn.log(logging.INFO, "got spec, continue configuration")
-        waited_ms = round((turn.now_s - turn.state.began_s) * 1000)
-        turn.set(
-            startup=replace(turn.state.startup, wait_for_spec_ms=waited_ms),
-            began_s=turn.now_s,
-            began_wall_s=turn.wall_s,
-        )
-        turn.move(Event.START_BEGAN)
-        turn.advance(step=Step.PREPARING)
-        turn.prepare()
-    else:
+    attempts.follow_lease(turn, attempt.spec)
+    if not attempt.starts:
         turn.move(Event.RECONFIGURATION_BEGAN)
-        turn.advance(step=Step.INSTALLING)
-        turn.tell(POSTGRES, InstallConfiguration(attempt.operation, attempt.spec))
+        attempts.install(turn, attempt)
+        return
+    turn.log(logging.INFO, "got spec, continue configuration")
+    waited_ms = round((turn.now_s - turn.state.began_s) * 1000)
+    turn.set(
+        startup=replace(turn.state.startup, wait_for_spec_ms=waited_ms),
+        began_s=turn.now_s,
+        began_wall_s=turn.wall_s,
+    )
+    turn.move(Event.START_BEGAN)
+    attempts.advance(turn, step=Step.PREPARING)
+    attempts.prepare(turn)
 
 
 def configuration_refused(turn: Turn, message: ConfigurationRefused, _: int | None) -> None:
-    attempt = turn.under_way(message.operation, Step.CHECKING)
+    attempt = attempts.under_way(turn, message.operation, Step.CHECKING)
     if attempt is None:
         promoting.checked(turn, message)
         return
-    if attempt.refreshes:
-        turn.refresh_failed(f"the spec that was fetched is refused: {message.error}")
-    elif attempt.asked:
-        turn.log(logging.WARNING, f"a configuration was refused: {message.error}")
-        turn.end_attempt(ConfigureRefused(message.error, bad_spec=True))
-    else:
-        turn.abort_start(message.error)
+    match attempt.origin:
+        case Origin.BOOT:
+            abort_start(turn, message.error)
+        case Origin.REFRESH:
+            refreshing.failed(turn, f"the spec that was fetched is refused: {message.error}")
+        case _:
+            turn.log(logging.WARNING, f"a configuration was refused: {message.error}")
+            attempts.end(turn, ConfigureRefused(message.error, bad_spec=True))
 
 
 def pgdata_prepared(turn: Turn, message: PgdataPrepared, _: int | None) -> None:
-    attempt = turn.under_way(message.operation, Step.CHECKING, Step.PREPARING)
+    attempt = attempts.under_way(turn, message.operation, Step.CHECKING, Step.PREPARING)
     if attempt is None:
         return
     stages = message.stages
@@ -164,28 +175,28 @@ def pgdata_prepared(turn: Turn, message: PgdataPrepared, _: int | None) -> None:
             basebackup_bytes=stages.basebackup_bytes,
         )
     )
-    turn.advance(prepared=True)
-    turn.start_postgres_if_ready()
+    attempts.advance(turn, prepared=True)
+    attempts.start_postgres_if_ready(turn)
 
 
 def pgdata_failed(turn: Turn, message: PgdataFailed, _: int | None) -> None:
-    if turn.under_way(message.operation, Step.CHECKING, Step.PREPARING) is not None:
-        turn.abort_start(message.error)
+    if attempts.under_way(turn, message.operation, Step.CHECKING, Step.PREPARING) is not None:
+        abort_start(turn, message.error)
 
 
 def vm_prepared(turn: Turn, message: VmPrepared, _: int | None) -> None:
-    if turn.under_way(message.operation, Step.CHECKING, Step.PREPARING) is not None:
-        turn.advance(vm_ready=True)
-        turn.start_postgres_if_ready()
+    if attempts.under_way(turn, message.operation, Step.CHECKING, Step.PREPARING) is not None:
+        attempts.advance(turn, vm_ready=True)
+        attempts.start_postgres_if_ready(turn)
 
 
 def vm_preparation_failed(turn: Turn, message: VmPreparationFailed, _: int | None) -> None:
-    if turn.under_way(message.operation, Step.CHECKING, Step.PREPARING) is not None:
-        turn.abort_start(message.error)
+    if attempts.under_way(turn, message.operation, Step.CHECKING, Step.PREPARING) is not None:
+        abort_start(turn, message.error)
 
 
 def postgres_ready(turn: Turn, message: PostgresReady, _: int | None) -> None:
-    attempt = turn.under_way(message.operation, Step.STARTING)
+    attempt = attempts.under_way(turn, message.operation, Step.STARTING)
     if attempt is None:
         return
     turn.set(
@@ -194,34 +205,34 @@ def postgres_ready(turn: Turn, message: PostgresReady, _: int | None) -> None:
         startup=replace(turn.state.startup, start_postgres_ms=message.took_ms),
     )
     turn.log(logging.INFO, "PostgreSQL is now running, continuing to configure it")
-    turn.advance(step=Step.APPLYING, stage_began_s=turn.now_s)
+    attempts.advance(turn, step=Step.APPLYING, stage_began_s=turn.now_s)
     serving.serve(turn)
     turn.tell(CONFIGURATOR, ApplySpec(attempt.operation, attempt.spec, starting=True))
 
 
 def postgres_start_failed(turn: Turn, message: PostgresStartFailed, _: int | None) -> None:
-    if turn.under_way(message.operation, Step.STARTING) is not None:
-        turn.abort_start(message.error)
+    if attempts.under_way(turn, message.operation, Step.STARTING) is not None:
+        abort_start(turn, message.error)
 
 
 def configuration_installed(turn: Turn, message: ConfigurationInstalled, _: int | None) -> None:
-    attempt = turn.under_way(message.operation, Step.INSTALLING)
+    attempt = attempts.under_way(turn, message.operation, Step.INSTALLING)
     if attempt is None:
         return
     if message.pending_restart:
         names = ", ".join(message.pending_restart)
         turn.log(logging.WARNING, f"these settings take effect at the next start of the node: {names}")
-    turn.advance(step=Step.APPLYING, pending_restart=message.pending_restart)
+    attempts.advance(turn, step=Step.APPLYING, pending_restart=message.pending_restart)
     turn.tell(CONFIGURATOR, ApplySpec(attempt.operation, attempt.spec, starting=False))
 
 
 def configuration_install_failed(turn: Turn, message: ConfigurationInstallFailed, _: int | None) -> None:
-    if turn.under_way(message.operation, Step.INSTALLING) is not None:
-        turn.reconfiguration_failed(message.error)
+    if attempts.under_way(turn, message.operation, Step.INSTALLING) is not None:
+        reconfiguration_failed(turn, message.error)
 
 
 def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
-    attempt = turn.under_way(message.operation, Step.APPLYING)
+    attempt = attempts.under_way(turn, message.operation, Step.APPLYING)
     if attempt is None:
         return
     turn.set(error=None)
@@ -234,9 +245,8 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
                 total_startup_ms=round((turn.now_s - turn.state.began_s) * 1000),
             )
         )
-    if attempt.refreshes:
-        turn.set(spec=attempt.spec)
-    turn.move(Event.REFRESH_ENDED if attempt.refreshes else Event.SPEC_APPLIED)
+    turn.set(spec=attempt.spec)
+    turn.move(Event.REFRESH_ENDED if attempt.origin is Origin.REFRESH else Event.SPEC_APPLIED)
     turn.tell(LFC, FollowSpec(attempt.spec, starting=attempt.starts))
     if attempt.starts:
         stages = msgspec.json.encode(turn.state.startup).decode()
@@ -253,22 +263,43 @@ def spec_applied(turn: Turn, message: SpecApplied, _: int | None) -> None:
         turn.log(logging.INFO, "compute node configured")
         operation = attempt.spec.operation_uuid or "unknown"
         turn.log(logging.INFO, f"finished reconfiguration of compute node for operation {operation}")
-    turn.end_attempt(Configured(node_status(turn.state), attempt.pending_restart))
-    turn.end_queue()
+    attempts.end(turn, Configured(node_status(turn.state), attempt.pending_restart))
+    stopping.end_queue(turn)
 
 
 def apply_failed(turn: Turn, message: ApplyFailed, _: int | None) -> None:
-    attempt = turn.under_way(message.operation, Step.APPLYING)
+    attempt = attempts.under_way(turn, message.operation, Step.APPLYING)
     if attempt is None:
         return
     if attempt.starts:
-        turn.abort_start(_blaming_the_disk(turn, message.error, "start the node again"))
+        abort_start(turn, _blaming_the_disk(turn, message.error, "start the node again"))
     else:
         turn.tell(POSTGRES, SettleConfiguration(attempt.spec, message.subscribers))
-        turn.reconfiguration_failed(_blaming_the_disk(turn, message.error, "configure again"))
+        reconfiguration_failed(turn, _blaming_the_disk(turn, message.error, "configure again"))
 
 
 def _blaming_the_disk(turn: Turn, error: str, then: str) -> str:
     """Add to an error of SQL that the disk is full, where it is: Postgres does not always say so."""
     full = [report for report in turn.state.raised if report.condition is Condition.DISK_FULL]
     return f"{error}; the disk is full: {full[0].detail}, then {then}" if full else error
+
+
+def abort_start(turn: Turn, error: str) -> None:
+    """Stop what a failing start has left; the status becomes `failed` when it is gone."""
+    turn.log(logging.ERROR, f"could not start the compute node: {error}")
+    turn.broken(error, unexpected=False)
+    attempts.advance(turn, step=Step.ABORTING)
+    stopping.end_lease(turn)
+    stopping.stop_postgres(turn, turn.state.settings.stop_timeout_s)
+
+
+def reconfiguration_failed(turn: Turn, error: str) -> None:
+    """Go back to running with the error kept; Postgres has its last good settings."""
+    turn.log(logging.ERROR, f"could not configure compute node: {error}")
+    turn.set(error=error)
+    if turn.attempt is not None and turn.attempt.origin is Origin.REFRESH:
+        refreshing.again(turn)
+    else:
+        turn.move(Event.RECONFIGURATION_FAILED)
+    attempts.end(turn, ConfigureFailed(error))
+    stopping.end_queue(turn)

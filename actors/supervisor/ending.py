@@ -28,12 +28,14 @@ from ...messages.postgres import (
 )
 from ...messages.promotion import PromoteFailed
 from ..kit.effects import Never
-from . import syncing
+from . import attempts, configuring, leaving, stopping, syncing
 from .effects import CONFIGURATOR, HTTP, POSTGRES
+from .leaving import LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S
 from .lifecycle import Event
 from .private import CheckpointOverdue, ConfigurationGraceEnded, StopOverdue, SyncOverdue
 from .state import Cause, Ending, Phase, Step
-from .turn import APPLYING, LINGER_FAILED_START_S, LINGER_FAST_S, LINGER_IMMEDIATE_S, LINGER_LOST_S, Turn
+from .stopping import APPLYING
+from .turn import Turn
 
 _STOPPING: Final = frozenset({Status.TERMINATION_PENDING_FAST, Status.TERMINATION_PENDING_IMMEDIATE})
 
@@ -45,18 +47,18 @@ def actor_failed(turn: Turn, message: ActorFailed, _: int | None) -> None:
     ending = turn.state.ending
     if message.actor == POSTGRES:
         # Nobody is left who could stop Postgres in order: the main thread does it, as its last resort.
-        turn.give_up()
+        leaving.give_up(turn)
     elif message.actor == HTTP and turn.state.phase in {Phase.LINGERING, Phase.CLOSING}:
-        turn.finish()
+        leaving.finish(turn)
     elif ending is None and turn.state.phase is Phase.LINGERING:
-        turn.close()
+        leaving.close(turn)
     elif ending is None:
         drop_configuration(turn, error)
-        turn.terminate(Cause.FAILURE, immediate=False)
+        stopping.terminate(turn, Cause.FAILURE, immediate=False)
     elif ending.queued:
         drop_configuration(turn, error)
     else:
-        turn.end_duties()
+        stopping.end_duties(turn)
 
 
 def drop_configuration(turn: Turn, error: str) -> None:
@@ -64,7 +66,7 @@ def drop_configuration(turn: Turn, error: str) -> None:
     attempt = turn.attempt
     if attempt is not None and not attempt.starts and turn.state.status in APPLYING:
         turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
-        turn.reconfiguration_failed(error)
+        configuring.reconfiguration_failed(turn, error)
 
 
 def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
@@ -78,7 +80,7 @@ def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
     elif status is Status.TERMINATED or closing:
         turn.answer(waiters, Terminated(turn.state.synced_lsn, repeated=status is Status.TERMINATED))
         if turn.state.phase is Phase.LINGERING:
-            turn.close()
+            leaving.close(turn)
     elif ending is not None:
         turn.set(
             ending=replace(
@@ -87,24 +89,24 @@ def terminate(turn: Turn, message: Terminate, waiter: int | None) -> None:
         )
         if immediate and not ending.queued:
             turn.move(Event.TERMINATE_IMMEDIATE)
-            turn.end_duties()
+            stopping.end_duties(turn)
     else:
-        turn.terminate(Cause.REQUEST, immediate=immediate, waiters=waiters)
+        stopping.terminate(turn, Cause.REQUEST, immediate=immediate, waiters=waiters)
 
 
 def signal_received(turn: Turn, message: SignalReceived, _: int | None) -> None:
     turn.log(logging.INFO, f"received {message.signal}")
     ending = turn.state.ending
     if turn.state.phase is Phase.LINGERING and turn.state.tidied:
-        turn.close()
+        leaving.close(turn)
     elif ending is None and turn.state.phase not in {Phase.CLOSING, Phase.OVER}:
-        turn.terminate(Cause.SIGNAL, immediate=False, signals=1)
+        stopping.terminate(turn, Cause.SIGNAL, immediate=False, signals=1)
     elif ending is not None and turn.state.phase is Phase.UP:
         turn.set(ending=replace(ending, cause=Cause.SIGNAL, signals=ending.signals + 1))
         if syncing.given_up(turn, f"{message.signal} broke it off"):
             everything_stopped(turn, turn.state.ending)
         elif ending.has_duties:
-            turn.end_duties()
+            stopping.end_duties(turn)
         elif ending.signals >= 1 and ending.queued:
             configuration_grace_ended(turn, ConfigurationGraceEnded(), None)
         elif ending.signals >= 1:
@@ -114,17 +116,17 @@ def signal_received(turn: Turn, message: SignalReceived, _: int | None) -> None:
 def checkpoint_ended(turn: Turn, message: CheckpointEnded, _: int | None) -> None:
     if message.error is not None and turn.state.ending is not None and turn.state.ending.checkpointing:
         turn.log(logging.INFO, f"no checkpoint before the stop: {message.error}")
-    turn.end_duties(checkpointing=False)
+    stopping.end_duties(turn, checkpointing=False)
 
 
 def last_offload_ended(turn: Turn, message: LastOffloadEnded, _: int | None) -> None:
     if message.error is not None and turn.state.ending is not None and turn.state.ending.offloading:
         turn.log(logging.INFO, f"the state of the cache is not saved before the stop: {message.error}")
-    turn.end_duties(offloading=False)
+    stopping.end_duties(turn, offloading=False)
 
 
 def checkpoint_overdue(turn: Turn, _: CheckpointOverdue, __: int | None) -> None:
-    turn.end_duties()
+    stopping.end_duties(turn)
 
 
 def configuration_grace_ended(turn: Turn, _: ConfigurationGraceEnded, __: int | None) -> None:
@@ -135,7 +137,7 @@ def configuration_grace_ended(turn: Turn, _: ConfigurationGraceEnded, __: int | 
 
 def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> None:
     turn.effects.append(Never(StopOverdue))
-    turn.stop_vm()
+    stopping.stop_vm(turn)
     was_up = turn.state.postgres_up
     turn.set(postgres_up=False, raised=(), tidied=True)
     ending = turn.state.ending
@@ -148,14 +150,15 @@ def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> Non
     attempt = turn.attempt
     if attempt is not None and attempt.step is Step.ABORTING:
         turn.move(Event.START_FAILED)
-        turn.end_attempt(ConfigureFailed(turn.state.error or "unknown error"))
-        turn.linger(
+        attempts.end(turn, ConfigureFailed(turn.state.error or "unknown error"))
+        leaving.linger(
+            turn,
             LINGER_FAILED_START_S,
             f"giving control plane {LINGER_FAILED_START_S:g}s to collect the error before shutdown",
         )
         return
     if ending is None and turn.state.phase is Phase.LINGERING:
-        turn.close()
+        leaving.close(turn)
         return
     if ending is None or ending.queued:
         turn.log(logging.WARNING, "Postgres was reported stopped although nobody had asked for it")
@@ -188,19 +191,21 @@ def everything_stopped(turn: Turn, ending: Ending | None) -> None:
     turn.answer(ending.waiters, Terminated(turn.state.synced_lsn))
     turn.set(ending=replace(ending, waiters=()))
     if ending.cause is Cause.FAILURE:
-        turn.linger(0 if ending.immediate else LINGER_LOST_S)
+        leaving.linger(turn, 0 if ending.immediate else LINGER_LOST_S)
         return
     if ending.cause is Cause.REQUEST:
-        turn.linger(LINGER_IMMEDIATE_S if ending.immediate or ending.failed_before else LINGER_FAST_S)
+        leaving.linger(
+            turn, LINGER_IMMEDIATE_S if ending.immediate or ending.failed_before else LINGER_FAST_S
+        )
     else:
-        turn.close()
+        leaving.close(turn)
 
 
 def stop_overdue(turn: Turn, _: StopOverdue, __: int | None) -> None:
     error = "Postgres was not reported stopped within the stop budget"
     turn.log(logging.ERROR, f"{error}; the process ends and stops it as a last resort")
     turn.broken(error)
-    turn.give_up()
+    leaving.give_up(turn)
 
 
 def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
@@ -208,19 +213,19 @@ def postgres_exited(turn: Turn, message: PostgresExited, _: int | None) -> None:
     turn.log(logging.ERROR, error)
     turn.broken(error)
     attempt, ending = turn.attempt, turn.state.ending
-    stopping = ending is not None and not ending.queued
-    if stopping or (attempt is not None and attempt.step is Step.ABORTING):
-        turn.end_duties()
+    is_stopping = ending is not None and not ending.queued
+    if is_stopping or (attempt is not None and attempt.step is Step.ABORTING):
+        stopping.end_duties(turn)
         return  # it went while the order to stop was on its way; PostgresStopped follows
     turn.set(postgres_up=False, raised=(), ending=None)
-    turn.end_upkeep()
-    turn.stop_vm()
+    stopping.end_upkeep(turn)
+    stopping.stop_vm(turn)
     if attempt is not None:
         turn.tell(CONFIGURATOR, CancelApply(attempt.operation))
     turn.move(Event.POSTGRES_LOST)
-    turn.end_attempt(ConfigureFailed(error))
-    turn.end_promotion(PromoteFailed(error))
+    attempts.end(turn, ConfigureFailed(error))
+    attempts.end_promotion(turn, PromoteFailed(error))
     if ending is not None:
         turn.effects.append(Never(ConfigurationGraceEnded))
         turn.answer(ending.waiters, Terminated(lsn=None))
-    turn.linger(0 if ending is not None and ending.cause is Cause.SIGNAL else LINGER_LOST_S)
+    leaving.linger(turn, 0 if ending is not None and ending.cause is Cause.SIGNAL else LINGER_LOST_S)

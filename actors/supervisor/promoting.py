@@ -12,7 +12,6 @@ from ...messages.postgres import (
     CheckConfiguration,
     ConfigurationAccepted,
     ConfigurationRefused,
-    InstallConfiguration,
 )
 from ...messages.promotion import (
     PostgresPromoted,
@@ -25,9 +24,10 @@ from ...messages.promotion import (
 )
 from ...messages.settings import SourceName
 from ...messages.spec import ComputeSpec, Mode
+from . import attempts
 from .effects import POSTGRES
 from .lifecycle import Event
-from .state import Attempt, Phase, Promotion, PromotionStep, Step
+from .state import Attempt, Origin, Phase, Promotion, PromotionStep, Step
 from .turn import Turn
 
 SAFEKEEPERS: Final = "neon.safekeepers"
@@ -128,7 +128,7 @@ def safekeepers_in(text: str) -> tuple[int | None, tuple[str, ...]]:
 
 def checked(turn: Turn, message: ConfigurationAccepted | ConfigurationRefused) -> None:
     """Hear what preflight says of the new primary's spec."""
-    if turn.promotion(message.operation, PromotionStep.CHECKING) is None:
+    if attempts.promotion_under_way(turn, message.operation, PromotionStep.CHECKING) is None:
         return
     match message:
         case ConfigurationAccepted(warnings=warnings):
@@ -137,11 +137,11 @@ def checked(turn: Turn, message: ConfigurationAccepted | ConfigurationRefused) -
             _order(turn)
         case ConfigurationRefused(error=error):
             turn.log(logging.WARNING, f"a promotion was refused: {error}")
-            turn.end_promotion(PromoteRefused(error, bad_request=True))
+            attempts.end_promotion(turn, PromoteRefused(error, bad_request=True))
 
 
 def postgres_promoted(turn: Turn, message: PostgresPromoted, _: int | None) -> None:
-    promotion = turn.promotion(message.operation, PromotionStep.PROMOTING)
+    promotion = attempts.promotion_under_way(turn, message.operation, PromotionStep.PROMOTING)
     if promotion is None or turn.state.spec is None:
         return
     turn.log(logging.INFO, "Postgres is a primary now")
@@ -150,30 +150,23 @@ def postgres_promoted(turn: Turn, message: PostgresPromoted, _: int | None) -> N
     if request.spec is None:
         spec = replace(_with_safekeepers(turn.state.spec, request), mode="Primary")
         turn.set(spec=spec, promoted=(request, times))
-        turn.end_promotion(times)
+        attempts.end_promotion(turn, times)
         return
     turn.set(spec=request.spec, promoted=(request, None))
     if turn.state.status is not Status.RUNNING:
         text = f"the node is a primary now, and its spec is not applied: it is in status {turn.state.status.text}"
-        turn.end_promotion(PromoteFailed(text))
+        attempts.end_promotion(turn, PromoteFailed(text))
         return
     turn.set(promotion=replace(promotion, step=PromotionStep.CONFIGURING, times=times, since_s=turn.now_s))
     turn.move(Event.SPEC_TAKEN)
     turn.move(Event.RECONFIGURATION_BEGAN)
-    turn.set(
-        attempt=Attempt(
-            operation=promotion.operation,
-            spec=request.spec,
-            step=Step.INSTALLING,
-            starts=False,
-            asked=True,
-            checked=True,
-        )
+    attempt = Attempt(
+        promotion.operation, request.spec, Step.INSTALLING, starts=False, origin=Origin.PROMOTION
     )
-    turn.tell(POSTGRES, InstallConfiguration(promotion.operation, request.spec))
+    attempts.install(turn, attempt)
 
 
 def postgres_promotion_failed(turn: Turn, message: PostgresPromotionFailed, _: int | None) -> None:
-    if turn.promotion(message.operation, PromotionStep.PROMOTING) is not None:
+    if attempts.promotion_under_way(turn, message.operation, PromotionStep.PROMOTING) is not None:
         turn.log(logging.ERROR, f"the promotion failed: {message.error}")
-        turn.end_promotion(PromoteFailed(message.error))
+        attempts.end_promotion(turn, PromoteFailed(message.error))

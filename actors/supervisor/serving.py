@@ -18,11 +18,13 @@ from ...messages.postgres import (
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped, StartServing
 from ...messages.settings import SourceName
 from ..kit.effects import After, Never
+from . import attempts, leaving, stopping
 from .effects import CONFIGURATOR, HTTP, POSTGRES, Publish
+from .leaving import CLOSING_S
 from .lifecycle import Event
 from .private import ClosingOverdue, HeadStartEnded, LingerEnded
-from .state import Cause, Phase
-from .turn import CLOSING_S, Turn
+from .state import Cause, Origin, Phase
+from .turn import Turn
 
 HEAD_START_S: Final = 0.03
 """Loading the HTTP servers holds up everything else of Python; the programs of Postgres go first."""
@@ -46,7 +48,7 @@ def pgdata_inspected(turn: Turn, _: PgdataInspected, __: int | None) -> None:
         if turn.state.settings.warms_memory:
             turn.tell(POSTGRES, WarmMemory())
     else:
-        turn.begin(turn.state.spec, asked=False)
+        attempts.begin(turn, turn.state.spec, Origin.BOOT)
         unpacks = turn.state.settings.source is SourceName.PAGESERVER
         turn.effects.append(After(UNPACKING_HEAD_START_S if unpacks else HEAD_START_S, HeadStartEnded()))
 
@@ -66,7 +68,7 @@ def serve(turn: Turn) -> None:
 def pgdata_refused(turn: Turn, message: PgdataRefused, _: int | None) -> None:
     turn.log(logging.ERROR, message.error)
     turn.set(error=message.error, exit_code=message.exit_code, exit_reason=message.error)
-    turn.finish()
+    leaving.finish(turn)
 
 
 def serving_started(turn: Turn, _: ServingStarted, __: int | None) -> None:
@@ -79,28 +81,28 @@ def serving_failed(turn: Turn, message: ServingFailed, _: int | None) -> None:
     turn.log(logging.ERROR, message.error)
     turn.broken(message.error, unexpected=False)
     if turn.state.ending is None:
-        turn.terminate(Cause.FAILURE, immediate=True)
+        stopping.terminate(turn, Cause.FAILURE, immediate=True)
 
 
 def serving_stopped(turn: Turn, _: ServingStopped, __: int | None) -> None:
     if turn.state.phase is Phase.CLOSING:
         turn.effects.append(Never(ClosingOverdue))
-        turn.finish()
+        leaving.finish(turn)
 
 
 def closing_overdue(turn: Turn, _: ClosingOverdue, __: int | None) -> None:
     turn.log(logging.WARNING, f"the HTTP servers did not close within {CLOSING_S:g} s; ending without them")
-    turn.finish()
+    leaving.finish(turn)
 
 
 def linger_ended(turn: Turn, _: LingerEnded, __: int | None) -> None:
-    turn.leave()
+    leaving.leave(turn)
 
 
 def await_exit(turn: Turn, _: AwaitExit, waiter: int | None) -> None:
     if waiter is None:
         return
     if turn.state.phase is Phase.OVER:
-        turn.answer((waiter,), turn.exit_report())
+        turn.answer((waiter,), leaving.exit_report(turn))
     else:
         turn.set(exit_waiters=(*turn.state.exit_waiters, waiter))

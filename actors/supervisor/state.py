@@ -33,6 +33,18 @@ class Step(Enum):
     """The start has failed; what it left is being stopped."""
 
 
+class Origin(Enum):
+    """Where the spec of an attempt comes from."""
+
+    BOOT = "boot"
+    REQUEST = "request"
+    """`/configure` or SIGHUP."""
+    REFRESH = "refresh"
+    """It was fetched because Postgres has asked for it."""
+    PROMOTION = "promotion"
+    """It is that of the new primary."""
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """One spec on its way into force."""
 
@@ -41,10 +53,7 @@ class Attempt(msgspec.Struct, frozen=True):
     step: Step
     starts: bool
     """True: Postgres is to be started. False: a running one is to be reconfigured."""
-    asked: bool
-    """True: by `/configure` or SIGHUP. False: the spec was given at boot."""
-    refreshes: bool = False
-    """It was fetched because Postgres has asked for it."""
+    origin: Origin
     waiters: tuple[int, ...] = ()
     checked: bool = False
     prepared: bool = False

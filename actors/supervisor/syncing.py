@@ -14,7 +14,8 @@ from ...messages.spec import Mode
 from ..kit.effects import After, Never
 from .effects import POSTGRES
 from .private import SyncOverdue
-from .turn import OVERDUE_S, Turn
+from .stopping import OVERDUE_S
+from .turn import Turn
 
 MIN_S: Final = 1.0
 """What a sync gets even when the stop of Postgres has used the budget up."""

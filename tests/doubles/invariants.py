@@ -33,13 +33,9 @@ from compute_node.actors.configurator.desired import Context, departing_names
 from compute_node.actors.configurator.phases import plan
 from compute_node.actors.lsn_lease.rules import LATEST_S
 from compute_node.actors.supervisor.effects import LEASE, MONITOR, POSTGRES
+from compute_node.actors.supervisor.leaving import CLOSING_S, LINGER_FAST_S, TIDY_S
 from compute_node.actors.supervisor.lifecycle import TRANSITIONS
 from compute_node.actors.supervisor.state import NodeState, Phase, PromotionStep, node_status, readiness
-from compute_node.actors.supervisor.turn import (
-    CLOSING_S,
-    LINGER_FAST_S,
-    TIDY_S,
-)
 from compute_node.messages.base import Message
 from compute_node.messages.failpoints import Failpoint
 from compute_node.messages.lifecycle import (

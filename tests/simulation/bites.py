@@ -32,7 +32,7 @@ from compute_node.actors.postgres_process.pgdata import Recovery, Usable
 from compute_node.actors.postgres_process.port import Promotion
 from compute_node.actors.postgres_process.state import Phase as ProcessPhase
 from compute_node.actors.supervisor import actor as supervisor
-from compute_node.actors.supervisor import configuring, decisions, ending, state
+from compute_node.actors.supervisor import attempts, configuring, decisions, ending, leaving, state, stopping
 from compute_node.actors.supervisor.effects import Answer, Publish
 from compute_node.actors.supervisor.lifecycle import Event
 from compute_node.actors.supervisor.private import LingerEnded, StopOverdue
@@ -159,7 +159,7 @@ def forgets_the_waiters(right: Any, myself: Turn, result: Any) -> None:
     if isinstance(result, ConfigureFailed):
         myself.set(attempt=None)
     else:
-        right(result)
+        right(myself, result)
 
 
 def publishes_twice(right: Any, myself: Turn, event: Event) -> Any:
@@ -176,7 +176,7 @@ def says_running_at_once(right: Any, myself: Turn, message: Any, waiter: int | N
 
 
 def says_failed_at_once(right: Any, myself: Turn, error: str) -> None:
-    right(error)
+    right(myself, error)
     myself.move(Event.START_FAILED)
 
 
@@ -191,7 +191,7 @@ def takes_late_outcomes(_: Any, myself: Turn, __: int, *steps: Step) -> Any:
 def without_reminder(kind: type[Any]) -> Callable[..., Any]:
     def wrong(right: Any, myself: Turn, *args: Any, **options: Any) -> None:
         before = len(myself.effects)
-        right(*args, **options)
+        right(myself, *args, **options)
         without(myself, before, After, kind)
 
     return wrong
@@ -249,7 +249,7 @@ def discards_what_waits_for_its_place(right: Any, *args: Any) -> Recovery:
 
 
 def starts_twice(right: Any, myself: Turn) -> None:
-    right()
+    right(myself)
     if myself.attempt is not None and myself.attempt.step is Step.STARTING:
         myself.tell("postgres_process", StartPostgres(myself.attempt.operation, myself.attempt.spec))
 
@@ -302,7 +302,7 @@ def says_promoted_at_once(_: Any, myself: Any, *__: Any) -> Promotion:
 
 def answers_no_promotion(right: Any, myself: Turn, outcome: Any) -> None:
     before = len(myself.effects)
-    right(outcome)
+    right(myself, outcome)
     without(myself, before, Answer)
 
 
@@ -316,8 +316,8 @@ def goes_by_the_wall_clock(right: Any, now_s: float, wall_s: float) -> Any:
 
 def starts_without_its_machine(right: Any, myself: Turn) -> None:
     if myself.attempt is not None:
-        myself.advance(vm_ready=True)
-    right()
+        attempts.advance(myself, vm_ready=True)
+    right(myself)
 
 
 def keeps_the_queue(right: Any, myself: bridge._Turn) -> None:
@@ -360,7 +360,7 @@ BITES: Final = (
         "a second postmaster is started",
         "1",
         both(
-            replaced(Turn, "start_postgres_if_ready", starts_twice),
+            replaced(attempts, "start_postgres_if_ready", starts_twice),
             entry(process.TAKEN_IN, StartPostgres, frozenset(ProcessPhase)),
         ),
     ),
@@ -378,7 +378,9 @@ BITES: Final = (
     ),
     Bite("the exit code is 0 after an unasked end", "4", replaced(Turn, "broken", keeps_exit_code_zero)),
     Bite(
-        "a queued termination is lost when the configuration ends", "5", replaced(Turn, "end_queue", nothing)
+        "a queued termination is lost when the configuration ends",
+        "5",
+        replaced(stopping, "end_queue", nothing),
     ),
     Bite(
         "a termination waits for a configuration for ever",
@@ -391,8 +393,10 @@ BITES: Final = (
         decided(Terminate, answers_a_termination_at_once),
     ),
     Bite("the kill rung is left out", "5", replaced(process.stopping, "rungs", never_kills)),
-    Bite("StopOverdue is never sent", "5", replaced(Turn, "stop_postgres", without_reminder(StopOverdue))),
-    Bite("lingering never ends", "5", replaced(Turn, "linger", without_reminder(LingerEnded))),
+    Bite(
+        "StopOverdue is never sent", "5", replaced(stopping, "stop_postgres", without_reminder(StopOverdue))
+    ),
+    Bite("lingering never ends", "5", replaced(leaving, "linger", without_reminder(LingerEnded))),
     Bite("what a stop should clean up stays", "5", replaced(process.stopping, "finish", does_not_tidy)),
     Bite(
         "the status waits for the configuration",
@@ -400,7 +404,7 @@ BITES: Final = (
         replaced(supervisor.Supervisor, "receive", answers_status_later),
     ),
     Bite("ready while the node starts", "7", entry(state._OF_STATUS, Status.INIT, None)),
-    Bite("failed while Postgres lives", "7", replaced(Turn, "abort_start", says_failed_at_once)),
+    Bite("failed while Postgres lives", "7", replaced(configuring, "abort_start", says_failed_at_once)),
     Bite("a status is written twice", "7", replaced(Turn, "move", publishes_twice)),
     Bite(
         "a condition is never cleared",
@@ -410,7 +414,7 @@ BITES: Final = (
     Bite(
         "a waiter is forgotten when a configuration fails",
         "8",
-        replaced(Turn, "end_attempt", forgets_the_waiters),
+        replaced(attempts, "end", forgets_the_waiters),
     ),
     Bite("an actor dies in silence", "9", replaced(Cell, "_die", dies_in_silence)),
     Bite("running before the spec is applied", "10", decided(PostgresReady, says_running_at_once)),
@@ -421,7 +425,7 @@ BITES: Final = (
     Bite(
         "a late outcome is taken for the one that is awaited",
         "10",
-        replaced(Turn, "under_way", takes_late_outcomes),
+        replaced(attempts, "under_way", takes_late_outcomes),
     ),
     Bite(NO_GUARD, "11", replaced(rules, "why_not_offload", nothing), check_cache),
     Bite("the same, in a whole node", "11", replaced(rules, "why_not_offload", nothing)),
@@ -443,11 +447,13 @@ BITES: Final = (
         entry(rules._HANDLERS, rules.PrewarmEnded, takes_for_complete(rules.PrewarmEvent.FAILED)),
         check_cache,
     ),
-    Bite("the memory is watched without Postgres", "16", replaced(Turn, "stop_vm", nothing), check_scaled),
+    Bite(
+        "the memory is watched without Postgres", "16", replaced(stopping, "stop_vm", nothing), check_scaled
+    ),
     Bite(
         "Postgres starts before its machine is ready",
         "16",
-        replaced(Turn, "start_postgres_if_ready", starts_without_its_machine),
+        replaced(attempts, "start_postgres_if_ready", starts_without_its_machine),
         check_scaled,
     ),
     Bite("that the machine is ready is lost", "16", decided(VmPrepared, nothing), check_scaled),
@@ -512,7 +518,7 @@ BITES: Final = (
     Bite(
         "a promotion is answered to nobody",
         "20",
-        replaced(Turn, "end_promotion", answers_no_promotion),
+        replaced(attempts, "end_promotion", answers_no_promotion),
         check_stored,
     ),
     Bite("the wall clock measures deadlines", "13", replaced(supervisor, "Moment", goes_by_the_wall_clock)),
