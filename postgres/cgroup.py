@@ -15,11 +15,13 @@ NO_LIMIT: Final = 1 << 60
 """Version 1 writes «no limit» as a number near 2^63."""
 
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
-_ANONYMOUS: Final = re.compile(rb"^(total_)?(?:in)?active_anon (\d+)$", re.MULTILINE)
+_ANONYMOUS: Final = (
+    (b"\ntotal_active_anon ", b"\ntotal_inactive_anon "),
+    (b"\nactive_anon ", b"\ninactive_anon "),
+)
+"""What both numbers stand behind: in version 1 those with the groups below are lines of their own."""
 _LIMIT_FILES: Final = {1: "memory.limit_in_bytes", 2: "memory.max"}
 _LIMIT_TEXT: Final = re.compile(r"\d{1,30}")
-_ANONYMOUS_LISTS: Final = 2
-"""The active and the inactive one."""
 
 
 class Mount(msgspec.Struct, frozen=True):
@@ -159,15 +161,20 @@ def _upwards(group: Group) -> tuple[str, ...]:
 def anonymous(memory_stat: bytes) -> int | None:
     """Return the anonymous memory (active and inactive) by the text of `memory.stat`, with that of groups below.
 
-    None when it does not say: that is no zero.
+    None when it does not say: that is no zero. Called ten times a second, with cold caches: searches cost
+    half of what a regular expression does.
     """
-    own: list[int] = []
-    with_those_below: list[int] = []
-    for match in _ANONYMOUS.finditer(memory_stat):
-        (own if match[1] is None else with_those_below).append(int(match[2]))
-    for values in (with_those_below, own):
-        if len(values) == _ANONYMOUS_LISTS:
-            return sum(values)
+    text = b"\n" + memory_stat + b"\n"
+    for names in _ANONYMOUS:
+        total = 0
+        for name in names:
+            at = text.find(name) + len(name)
+            number = text[at : text.find(b"\n", at)]
+            if at < len(name) or not number.isdigit() or text.find(name, at) >= 0:
+                break
+            total += int(number)
+        else:
+            return total
     return None
 
 

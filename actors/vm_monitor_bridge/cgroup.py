@@ -2,7 +2,9 @@
 
 import logging
 import os
-from contextlib import contextmanager
+import select
+from collections import deque
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from typing_extensions import override
@@ -11,8 +13,9 @@ from ...messages.vm import CgroupSeen
 from ...postgres import cgroup
 from ...postgres.cgroup import PROC, Group
 from ..kit.jobs import Cancellation
+from ..kit.programs import Wake
 from . import decisions
-from .decisions import Logged, Summary, Window
+from .decisions import Logged, Summary
 from .port import Heard, Memory, VmError
 from .private import CgroupFound, MemoryUsed
 
@@ -49,17 +52,19 @@ class CgroupMemory(Memory):
     def watch(self, postmaster: int, heard: Heard, cancellation: Cancellation) -> None:
         group = self._group(postmaster)
         limit = cgroup.limit(group)
-        with _opened(f"{group.path}/memory.stat") as descriptor:
+        with _opened(f"{group.path}/memory.stat") as descriptor, closing(Wake(cancellation)) as wake:
             self._sample(descriptor)  # where this cannot be read, nothing was found
             heard(CgroupFound(CgroupSeen(group.path, group.version, None if limit is None else limit.bytes)))
             log.info("the memory of Postgres is read in %s", group.path)
             sampler = Sampler()
-            while True:
-                at_s = cancellation.now()
-                summary = sampler.take(self._sample(descriptor), at_s, self._threshold)
+            pause = select.poll()  # at two thirds of what the cancellation's own wait costs
+            pause.register(wake.descriptor, select.POLLIN)
+            while not cancellation.requested:
+                summary = sampler.take(self._sample(descriptor), cancellation.now(), self._threshold)
                 if summary is not None:
                     heard(MemoryUsed(summary))
-                cancellation.wait(max(0.0, at_s + decisions.POLL_S - cancellation.now()))
+                pause.poll(decisions.POLL_S * 1000)
+            cancellation.check()
 
     def _group(self, postmaster: int) -> Group:
         try:
@@ -86,27 +91,38 @@ class CgroupMemory(Memory):
 
 
 class Sampler:
-    """What is made of samples: averages for the bridge, as few as will do, and a history in the log."""
+    """What is made of samples: averages for the bridge, as few as will do, and a history in the log.
+
+    Each sample meets cold caches, where every step costs many times what it does in a loop: what can be done by
+    twenties is.
+    """
 
     def __init__(self) -> None:
-        self._window = Window()
+        self._last: deque[int] = deque(maxlen=decisions.SAMPLES)
         self._told: Summary | None = None
         self._logged = Logged()
+        self._unlogged: list[int] = []
 
     def take(self, sample: int, at_s: float, threshold: int | None) -> Summary | None:
         """Take one sample in; return the average where the bridge must hear of it."""
-        self._window = self._window.add(sample)
-        self._logged, history = self._logged.add(sample, at_s)
-        if history:
-            log.info("memory of Postgres, the last %d samples in MiB: %s", len(history), _history(history))
-        summary = self._window.summary(at_s)
+        self._last.append(sample)
+        self._unlogged.append(sample)
+        if len(self._unlogged) == decisions.LOG_EVERY:
+            self._log(at_s)
+        summary = decisions.summarise(self._last, at_s)
         if not decisions.is_worth_telling(self._told, summary, threshold):
             return None
         self._told = summary
         return summary
 
+    def _log(self, at_s: float) -> None:
+        history, self._unlogged = self._unlogged, []
+        if (logged := self._logged.take(history, at_s)) is not None:
+            self._logged = logged
+            log.info("memory of Postgres, the last %d samples in MiB: %s", len(history), _history(history))
 
-def _history(samples: tuple[int, ...]) -> str:
+
+def _history(samples: list[int]) -> str:
     return ", ".join(f"{sample / decisions.MIB:.1f}" for sample in samples)
 
 

@@ -3,6 +3,7 @@
 Source: the `protocols` reference, 8.5 to 8.8. Sizes are bytes, times are seconds of the monotonic clock.
 """
 
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -99,19 +100,10 @@ class Summary(msgspec.Struct, frozen=True):
         return now_s - self.at_s <= FRESH_S
 
 
-class Window(msgspec.Struct, frozen=True):
-    """The last samples, oldest first."""
-
-    samples: tuple[int, ...] = ()
-
-    def add(self, sample: int) -> "Window":
-        """Take one more in; the oldest goes."""
-        return Window((*self.samples, sample)[-SAMPLES:])
-
-    def summary(self, at_s: float) -> Summary:
-        """Summarise what is there at the time of the last sample."""
-        count = len(self.samples)
-        return Summary(at_s, sum(self.samples) // count if count else 0, count)
+def summarise(samples: Collection[int], at_s: float) -> Summary:
+    """Average the last samples, at most SAMPLES of them, at the time of the last one."""
+    count = len(samples)
+    return Summary(at_s, sum(samples) // count if count else 0, count)
 
 
 def is_worth_telling(told: Summary | None, now: Summary, limit: int | None) -> bool:
@@ -129,21 +121,18 @@ def is_worth_telling(told: Summary | None, now: Summary, limit: int | None) -> b
 
 
 class Logged(msgspec.Struct, frozen=True):
-    """The history that the log has: when and what was logged last, and the samples since, oldest first."""
+    """What the log has of the samples: when it got some last, and the last of those."""
 
     at_s: float | None = None
     last: int = 0
-    since: tuple[int, ...] = ()
 
-    def add(self, sample: int, at_s: float) -> "tuple[Logged, tuple[int, ...]]":
-        """Take a sample in; return the samples to be logged now, or none."""
-        since = (*self.since, sample)
-        if len(since) < LOG_EVERY:
-            return Logged(self.at_s, self.last, since), ()
+    def take(self, samples: Collection[int], at_s: float) -> "Logged | None":
+        """Judge the last LOG_EVERY samples, oldest first; return what is logged with them, None where they are not."""
         due = self.at_s is None or at_s - self.at_s > LOG_EVERY_S
-        if due or any(_differs(one, self.last) for one in since):
-            return Logged(at_s, sample), since
-        return Logged(self.at_s, self.last), ()
+        if due or any(_differs(sample, self.last) for sample in samples):
+            *_, last = samples
+            return Logged(at_s, last)
+        return None
 
 
 def _differs(sample: int, last: int) -> bool:

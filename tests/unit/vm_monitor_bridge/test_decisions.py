@@ -1,5 +1,7 @@
 """The numbers of autoscaling: tables of the reference, and what holds for every number."""
 
+from collections import deque
+
 import pytest
 from compute_node.actors.vm_monitor_bridge.decisions import (
     FILE_CACHE,
@@ -13,11 +15,11 @@ from compute_node.actors.vm_monitor_bridge.decisions import (
     Logged,
     Stale,
     Summary,
-    Window,
     is_worth_telling,
     judge_downscale,
     mib,
     should_ask,
+    summarise,
     threshold,
     usable,
 )
@@ -98,21 +100,13 @@ def test_the_kernel_keeps_its_share_of_what_is_granted(granted: int, rest: int) 
     [((), 0, 0), ((7,), 7, 1), ((1, 2), 1, 2), ((1, 2, 3, 4, 5), 3, 5), ((1000, 1, 1, 1, 1, 1), 1, 5)],
 )
 def test_the_average_is_of_the_last_five_samples(samples: tuple[int, ...], average: int, count: int) -> None:
-    window = Window()
-    for sample in samples:
-        window = window.add(sample)
-
-    assert window.summary(9.0) == Summary(9.0, average, count)
+    assert summarise(deque(samples, maxlen=SAMPLES), 9.0) == Summary(9.0, average, count)
 
 
 @given(st.lists(SIZES, min_size=1))
 def test_an_average_lies_between_the_least_and_the_most_of_its_samples(samples: list[int]) -> None:
-    window = Window()
-    for sample in samples:
-        window = window.add(sample)
-
     last = samples[-SAMPLES:]
-    assert min(last) <= window.summary(0.0).average <= max(last)
+    assert min(last) <= summarise(last, 0.0).average <= max(last)
 
 
 TOLD = Summary(10.0, 100 * MIB, 5)
@@ -138,13 +132,13 @@ def test_an_average_is_told_when_it_is_news_or_pressure(
     assert is_worth_telling(told, now, limit) is worth
 
 
-def logged(*samples: int, every_s: float = 0.1) -> list[tuple[int, ...]]:
-    """What is logged of these samples."""
-    state, found, at_s = Logged(), [], 0.0
-    for sample in samples:
-        state, history = state.add(sample, at_s)
-        at_s += every_s
-        if history:
+def logged(*samples: int) -> list[tuple[int, ...]]:
+    """What is logged of these samples, of which there are ten a second."""
+    state, found = Logged(), []
+    for end in range(LOG_EVERY, len(samples) + 1, LOG_EVERY):
+        history = samples[end - LOG_EVERY : end]
+        if (taken := state.take(history, end / 10)) is not None:
+            state = taken
             found.append(history)
     return found
 
@@ -152,7 +146,6 @@ def logged(*samples: int, every_s: float = 0.1) -> list[tuple[int, ...]]:
 def test_history_is_logged_by_twenties_when_something_changed_or_after_a_while() -> None:
     calm = [GIB] * LOG_EVERY
 
-    assert logged(*calm[:-1]) == []
     assert logged(*calm) == [tuple(calm)]
     assert len(logged(*calm * 7)) == 1, "two seconds each: less than fifteen after the first"
     assert len(logged(*calm * 9)) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.actors.vm_monitor_bridge.cgroup import CgroupMemory, Sampler
-from compute_node.actors.vm_monitor_bridge.decisions import MIB, SAMPLES, Summary
+from compute_node.actors.vm_monitor_bridge.decisions import LOG_EVERY, MIB, SAMPLES, Summary
 from compute_node.actors.vm_monitor_bridge.port import VmError
 from compute_node.actors.vm_monitor_bridge.private import CgroupFound, MemoryUsed
 from compute_node.messages.base import Message
@@ -146,3 +146,15 @@ def test_no_news_is_ever_older_than_its_step_or_a_second() -> None:
             known = summary.average
         window = [max(0, number - back) * 3 * MIB for back in range(min(number + 1, SAMPLES))]
         assert abs(sum(window) // len(window) - known) < 16 * MIB
+
+
+def test_the_log_has_the_samples_by_twenties(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "compute_node.vm_monitor_bridge")
+    sampler = Sampler()
+    told(sampler, [100 * MIB] * (LOG_EVERY - 1), None)
+    assert caplog.messages == []
+    told(sampler, [101 * MIB] * (1 + LOG_EVERY), None, from_s=2.0)
+    told(sampler, [300 * MIB] * LOG_EVERY, None, from_s=5.0)
+
+    calm, grown = (", ".join(samples) for samples in (["100.0"] * 19 + ["101.0"], ["300.0"] * LOG_EVERY))
+    assert [text.partition("MiB: ")[2] for text in caplog.messages] == [calm, grown]
