@@ -3,23 +3,16 @@
 import asyncio
 import resource
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from itertools import groupby
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
-from psycopg import AsyncConnection, Error, OperationalError, generators, sql, waiting
-from psycopg.abc import PQGen
-from psycopg.pq import DiagnosticField, ExecStatus
-from psycopg.pq.abc import PGconn, PGresult
-from psycopg.rows import TupleRow
+from psycopg import Error, OperationalError, sql
 from typing_extensions import override
 
 from ...messages.failpoints import Failpoint
 from ...messages.planning import CatalogPlanned
-from ...messages.secret import MASK
-from ...postgres.asking import reason
 from ...postgres.connection import (
     EVENT_TRIGGERS_OFF,
     EVENT_TRIGGERS_SINCE,
@@ -33,14 +26,12 @@ from ...postgres.target import Target, parse_connstr
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
 from . import apply as application
+from . import conversation, rehearsal
 from . import operations as op
-from . import rehearsal
 from .catalog import (
     COLLATION_VERSIONS_SINCE,
     DRIFT_QUESTION,
     MARK_QUESTION,
-    Question,
-    Row,
     has_mark,
     read_drift,
     read_facts,
@@ -49,14 +40,14 @@ from .catalog import (
     snapshot_questions,
     visit_questions,
 )
+from .conversation import Connection, StatementRefusedError, ask
 from .desired import BOOTSTRAP_SUPERUSER
 from .limits import visit_limit
 from .model import Catalog
 from .operations import database_named, shown
 from .phases import Visit
 from .port import AdministrationError, Order, Report
-from .session import DecideVisit, Failure, Outcome, Session, VisitOutcome, failure_of
-from .sql import statements
+from .session import DecideVisit, Failure, Outcome, Session, VisitOutcome
 
 START_NAME: Final = "compute_ctl:apply_config"
 RECONFIGURE_NAME: Final = "compute_ctl:reconfigure"
@@ -72,8 +63,6 @@ SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), redo_l
 """Whether more than a segment was logged since the last checkpoint; for less one more costs more than it saves."""
 CREATING_CONNECTIONS: Final = 4
 """CREATE DATABASE gains from a few sessions (half the time on two processors), and not from more."""
-ATTEMPTS: Final = 3
-"""For what another session may have caused; each waits for at most the lock timeout."""
 RECONNECT_PAUSES_S: Final = (0.02, 0.1, 0.5, 1.0)
 """Between attempts at databases that refused a connection, all of them together."""
 
@@ -87,11 +76,7 @@ MAINTENANCE_OPTIONS: Final = (*OPTIONS, "neon.forward_ddl=false")
 READ_ONLY: Final = "default_transaction_read_only=on"
 OPTIONS_OF_17: Final = (EVENT_TRIGGERS_OFF, "transaction_timeout=0")
 
-TRANSIENT: Final = frozenset({b"55P03", b"40P01", b"40001", b"55006", b"XX000"})
-"""Lock timeout, deadlock, serialisation, object in use, and `tuple concurrently updated`."""
 
-Connection: TypeAlias = AsyncConnection[TupleRow]
-Unit: TypeAlias = tuple[op.AnyOperation, ...]
 T = TypeVar("T")
 
 
@@ -137,15 +122,15 @@ async def _checkpoint(target: Target, limit_s: float) -> None:
             connection = await connect(target, application_name=CHECKPOINT_NAME, timeout_s=limit_s)
             try:
                 connection.pgconn.enter_pipeline_mode()
-                (((worthwhile,),),) = await _ask(connection, ((MUCH_TO_WRITE, ()),))
+                (((worthwhile,),),) = await ask(connection, ((MUCH_TO_WRITE, ()),))
                 if worthwhile == b"t":
-                    await _ask(connection, ((b"CHECKPOINT", ()),))
+                    await ask(connection, ((b"CHECKPOINT", ()),))
             finally:
                 connection.pgconn.finish()
     except TimeoutError:
         msg = f"it was not written within {limit_s:g} s"
         raise AdministrationError(msg) from None
-    except (Error, _StatementError) as error:
+    except (Error, StatementRefusedError) as error:
         raise AdministrationError(one_line(error)) from error
 
 
@@ -185,18 +170,18 @@ class PostgresSession(Session):
         where = f"{self._target.host}, port {self._target.port}"
         try:
             connection = await self._connect_or_bootstrap()
-            answers = await _ask(connection, snapshot_questions(departing))
+            answers = await ask(connection, snapshot_questions(departing))
             session, catalog = read_snapshot(answers)
             if catalog.server_version >= COLLATION_VERSIONS_SINCE:
-                (drift,) = await _ask(connection, (DRIFT_QUESTION,))
+                (drift,) = await ask(connection, (DRIFT_QUESTION,))
                 catalog = msgspec.structs.replace(catalog, drift=read_drift(drift))
             if catalog.server_version >= EVENT_TRIGGERS_SINCE:
                 self._visit_options = (*OPTIONS, *OPTIONS_OF_17)
-                await _ask(connection, ((SET_EVENT_TRIGGERS_OFF, ()),))
+                await ask(connection, ((SET_EVENT_TRIGGERS_OFF, ()),))
             if has_mark(catalog):
-                (mark,) = await _ask(connection, (MARK_QUESTION,))
+                (mark,) = await ask(connection, (MARK_QUESTION,))
                 catalog = msgspec.structs.replace(catalog, mark=read_mark(mark))
-        except (Error, _StatementError) as error:
+        except (Error, StatementRefusedError) as error:
             msg = f"cannot read the catalog of the Postgres at {where} as {shown(self.administrator)}: {one_line(error)}"
             raise AdministrationError(msg) from error
         if session.user != self.administrator:
@@ -222,7 +207,10 @@ class PostgresSession(Session):
         lanes = await self._lanes(operations)
         try:
             outcomes = await _together(
-                [partial(_carry_out, connection, lane, self._cancellation) for connection, lane in lanes]
+                [
+                    partial(conversation.carry_out, connection, lane, self._cancellation)
+                    for connection, lane in lanes
+                ]
             )
         except Error as error:
             phase = operations[0].phase.value
@@ -268,7 +256,7 @@ class PostgresSession(Session):
         connection = await self._connect(self._target, visit.database, self._visit_options)
         try:
             user, facts = read_facts(
-                await _ask(
+                await ask(
                     connection, visit_questions(visit, self._order.privileged_role, self._server_version)
                 )
             )
@@ -276,9 +264,9 @@ class PostgresSession(Session):
                 reason = f"the session acts as {shown(user)} instead of {shown(self.administrator)}"
                 return _unvisited(visit, reason)
             self._cancellation.reach(Failpoint.APPLY_VISIT)
-            outcome = await _carry_out(connection, decide(visit, facts), self._cancellation)
+            outcome = await conversation.carry_out(connection, decide(visit, facts), self._cancellation)
             return VisitOutcome(visit, facts.oid, outcome.done, outcome.failures)
-        except _StatementError as error:
+        except StatementRefusedError as error:
             return _unvisited(visit, str(error))
         finally:
             connection.pgconn.finish()
@@ -314,12 +302,12 @@ class PostgresSession(Session):
         except OperationalError:
             return False
         try:
-            if (await _ask(connection, (exists,)))[0]:
+            if (await ask(connection, (exists,)))[0]:
                 return False
             create = sql.SQL("CREATE ROLE {} SUPERUSER LOGIN").format(user).as_bytes(connection)
             grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(BOOTSTRAP_SUPERUSER), user)
-            await _ask(connection, ((create, ()), (grant.as_bytes(connection), ())))
-        except (Error, _StatementError):
+            await ask(connection, ((create, ()), (grant.as_bytes(connection), ())))
+        except (Error, StatementRefusedError):
             return False
         finally:
             connection.pgconn.finish()
@@ -343,143 +331,9 @@ class PostgresSession(Session):
         return [(connection, lane) for connection, lane in zip(self._maintenance, lanes, strict=True) if lane]
 
 
-# --- Conversations ---------------------------------------------------------------------------------------
-
-
-class _StatementError(Exception):
-    """A question that Postgres refused to answer."""
-
-
-class _Refused(msgspec.Struct, frozen=True):
-    """What Postgres said of a statement of a unit; `number` counts its statements."""
-
-    number: int
-    sqlstate: bytes
-    text: str
-
-
-async def _carry_out(
-    connection: Connection, operations: Iterable[op.AnyOperation], cancellation: Cancellation
-) -> Outcome:
-    """Run all operations; what another session may have disturbed is tried again. Raises psycopg.Error."""
-    pending = [unit for key, group in groupby(operations, key=_joint) for unit in _units(key, group)]
-    done = 0
-    failures: list[Failure] = []
-    for attempt in range(1, ATTEMPTS + 1):
-        rendered = [
-            [
-                (statement.as_bytes(connection), ())
-                for operation in unit
-                for statement in statements(operation)
-            ]
-            for unit in pending
-        ]
-        answers = await _send(connection, rendered, cancellation)
-        refused = [
-            (unit, bad) for unit, results in zip(pending, answers, strict=True) if (bad := _refusal(results))
-        ]
-        done += sum(map(len, pending)) - sum(len(unit) for unit, _ in refused)
-        disturbed = {unit[0].subject for unit, bad in refused if bad.sqlstate in TRANSIENT}
-        last = attempt == ATTEMPTS
-        blamed: set[str] = set()  # what follows from the first failure of an object is not worth a line
-        for unit, bad in refused:
-            subject = unit[0].subject
-            if (last or subject not in disturbed) and subject not in blamed:
-                blamed.add(subject)
-                failures.append(_failure(unit, bad))
-        pending = [] if last else [unit for unit, _ in refused if unit[0].subject in disturbed]
-        if not pending:
-            break
-    return Outcome(done, tuple(failures))
-
-
-async def _send(
-    connection: Connection, units: Sequence[Sequence[Question]], cancellation: Cancellation
-) -> list[list[PGresult]]:
-    """Send all units at once; one by one while somebody wants to look in between."""
-    if not cancellation.is_armed(Failpoint.APPLY_STATEMENT):
-        return await _converse(connection, units)
-    answers = []
-    for unit in units:
-        cancellation.reach(Failpoint.APPLY_STATEMENT)
-        answers += await _converse(connection, [unit])
-    return answers
-
-
 def _unvisited(visit: Visit, reason: str) -> VisitOutcome:
     action = f"look into {database_named(visit.database)}"
     return VisitOutcome(visit, failures=(Failure(action, reason, visit.spoils),))
-
-
-def _joint(operation: op.AnyOperation) -> str | None:
-    return operation.unit
-
-
-def _units(key: str | None, operations: Iterable[op.AnyOperation]) -> list[Unit]:
-    return [(operation,) for operation in operations] if key is None else [tuple(operations)]
-
-
-def _failure(unit: Unit, bad: _Refused) -> Failure:
-    blamed, counted = unit[0], 0
-    for operation in unit:
-        counted += len(statements(operation))
-        if bad.number < counted:
-            blamed = operation
-            break
-    text = bad.text
-    if isinstance(blamed, op.CreateRole | op.AlterRole) and blamed.password is not None:
-        text = text.replace(blamed.password.reveal(), MASK)
-    return failure_of(blamed, text)
-
-
-async def _ask(connection: Connection, questions: Sequence[Question]) -> list[list[Row]]:
-    """Return the rows of each answer. Raises _StatementError and psycopg.Error."""
-    (results,) = await _converse(connection, [questions])
-    if (bad := _refusal(results)) is not None:
-        raise _StatementError(bad.text)
-    return [
-        [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
-        for result in results
-    ]
-
-
-async def _converse(connection: Connection, units: Sequence[Sequence[Question]]) -> list[list[PGresult]]:
-    """Send all units without waiting, each a transaction, and return their results.
-
-    If it is broken off, the connection must be closed: that ends in the server what was sent already.
-    """
-    pgconn = connection.pgconn
-    return await waiting.wait_async(_conversation(pgconn, units), pgconn.socket, interval=1.0)
-
-
-def _conversation(pgconn: PGconn, units: Sequence[Sequence[Question]]) -> PQGen[list[list[PGresult]]]:
-    commands: deque[Callable[[], None]] = deque()
-    for unit in units:
-        commands += [
-            partial(pgconn.send_query_params, query, parameters or None) for query, parameters in unit
-        ]
-        commands.append(pgconn.pipeline_sync)
-    answers: list[list[PGresult]] = []
-    current: list[PGresult] = []
-    received = yield from generators.pipeline_communicate(pgconn, commands)
-    while True:
-        for results in received:
-            if results and results[0].status == ExecStatus.PIPELINE_SYNC:
-                answers.append(current)
-                current = []
-            else:
-                current += results
-        if len(answers) == len(units):
-            return answers
-        received = [(yield from generators.fetch_many(pgconn))]
-
-
-def _refusal(results: Sequence[PGresult]) -> _Refused | None:
-    """Return the first error among the results of one unit."""
-    for number, result in enumerate(results):
-        if result.status == ExecStatus.FATAL_ERROR:
-            return _Refused(number, result.error_field(DiagnosticField.SQLSTATE) or b"", reason(result))
-    return None
 
 
 async def _together(works: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:

@@ -14,7 +14,8 @@ from ...postgres.coroutines import run_async
 from ...postgres.target import Target, parse_connstr
 from ...postgres.text import one_line
 from ..kit.jobs import Cancellation
-from .executor import OPTIONS, TRANSIENT
+from .conversation import TRANSIENT
+from .executor import OPTIONS
 from .migrations import MIGRATIONS, Step, due
 from .operations import role_named
 from .port import AdministrationError, MigrationReport

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import psycopg
 import pytest
-from compute_node.actors.configurator import executor
+from compute_node.actors.configurator import conversation, executor
 from compute_node.actors.configurator import operations as op
 from compute_node.actors.configurator.desired import stored_password
 from compute_node.actors.configurator.operations import database_named, role_named
@@ -313,11 +313,11 @@ class CutError(Exception):
 @contextmanager
 def cut_after(count: int) -> Iterator[None]:
     """Break an application off after that many statements, or units of them."""
-    normal, lanes = executor._carry_out, executor.CREATING_CONNECTIONS
+    normal, lanes = conversation.carry_out, executor.CREATING_CONNECTIONS
     left = count
 
     async def cutting(
-        connection: executor.Connection, operations: Sequence[op.AnyOperation], cancellation: Cancellation
+        connection: conversation.Connection, operations: Sequence[op.AnyOperation], cancellation: Cancellation
     ) -> Outcome:
         nonlocal left
         units = [list(unit) for _, unit in itertools.groupby(operations, key=_unit())]
@@ -327,11 +327,11 @@ def cut_after(count: int) -> Iterator[None]:
         left -= len(units)
         return await normal(connection, operations, cancellation)
 
-    executor._carry_out, executor.CREATING_CONNECTIONS = cutting, 1  # type: ignore[assignment, misc] # put back below
+    conversation.carry_out, executor.CREATING_CONNECTIONS = cutting, 1  # type: ignore[assignment, misc] # put back below
     try:
         yield
     finally:
-        executor._carry_out, executor.CREATING_CONNECTIONS = normal, lanes  # type: ignore[misc] # as it was
+        conversation.carry_out, executor.CREATING_CONNECTIONS = normal, lanes  # type: ignore[misc] # as it was
 
 
 def _unit() -> Callable[[op.AnyOperation], object]:

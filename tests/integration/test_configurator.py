@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from compute_node.actors.configurator import executor
+from compute_node.actors.configurator import conversation, executor
 from compute_node.actors.configurator import operations as op
 from compute_node.actors.configurator.port import AdministrationError, Order, Report
 from compute_node.actors.configurator.session import Outcome
@@ -572,7 +572,7 @@ def test_the_tables_of_a_departing_role_survive_when_they_cannot_be_reassigned(
         return statements(operation)
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"{executor.__name__}.statements", unassignable)
+        patched.setattr(f"{conversation.__name__}.statements", unassignable)
         report = run(postgres, wanted)
     assert 'role "nobody at all" does not exist' in report.errors[0]
     for name in ("postgres", "x"):
@@ -760,11 +760,11 @@ def test_cut_between_any_two_statements_and_applied_again_it_reaches_the_same_ca
 ) -> None:
     """Each cut has its own names in one cluster; the whole is compared with one that was not cut."""
     postgres = cluster(binaries)
-    normal = executor._carry_out
+    normal = conversation.carry_out
     left = 0
 
     async def cutting(
-        connection: executor.Connection, operations: Sequence[op.AnyOperation], cancellation: Cancellation
+        connection: conversation.Connection, operations: Sequence[op.AnyOperation], cancellation: Cancellation
     ) -> Outcome:
         nonlocal left
         if left < len(operations):
@@ -814,7 +814,7 @@ def test_cut_between_any_two_statements_and_applied_again_it_reaches_the_same_ca
     for cut in range(0, total, 4 if binaries.major == 15 else 7):
         wanted = prepared(f"c{cut}_")
         with monkeypatch.context() as patched:
-            patched.setattr(executor, "_carry_out", cutting)
+            patched.setattr(conversation, "carry_out", cutting)
             left = cut
             with pytest.raises(CutError):
                 run(postgres, wanted)
@@ -871,7 +871,7 @@ def test_the_sessions_are_what_they_are_meant_to_be(binaries15: Binaries, cluste
         try:
             await opened.snapshot(frozenset())
             questions = [(b"SELECT current_setting($1)", (name.encode(),)) for name in asked]
-            answers = await executor._ask(opened._maintenance[0], questions)
+            answers = await conversation.ask(opened._maintenance[0], questions)
             return [(row[0] or b"").decode() for (row,) in answers]
         finally:
             opened.close()
