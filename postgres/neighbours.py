@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from ..messages.secret import Secret
 from .connection import LIBPQ_TIMEOUT_S, connect_once
 from .hosts import look_up
+from .target import DEFAULT_PORT
 from .text import one_line
 
 if TYPE_CHECKING:
@@ -97,11 +98,14 @@ def _keywords(conninfo: Secret, token: Secret | None, options: str | None) -> di
 
 async def _find(keywords: dict[str, Any]) -> None:
     """Look the host up; psycopg would wait for a thread that asyncio waits for."""
-    host = str(keywords.get("host") or "localhost")
+    host, port = str(keywords.get("host") or "localhost"), str(keywords.get("port") or DEFAULT_PORT)
     if "hostaddr" in keywords or "," in host or host.startswith("/"):
         return
+    if not (port.isascii() and port.isdecimal()):
+        msg = f"invalid port number: {port[:40]!r}"
+        raise NeighbourError(msg)
     try:
-        result = await look_up(host, int(keywords.get("port") or 5432))
+        result = await look_up(host, int(port))
     except OSError as error:
         msg = f"the host {host!r} cannot be found: {error.strerror or error}"
         raise NeighbourError(msg) from error

@@ -2,8 +2,9 @@
 
 Its argument is a descriptor with the call as JSON (page_api.py). A base backup goes to standard output; a lease is
 asked of all servers at once, and each answer is a line of JSON, in their order. It ends with 0, or else with 1 and one
-line on standard error: the status, a colon, the text. The messages of the protocol that it needs have a few fields
-in all (`protocols` reference, section 3), so they are put together here.
+line on standard error: the status, a colon, the text. For a base backup another one comes before, once it is connected.
+The messages of the protocol that it needs have a few fields in all (`protocols` reference, section 3), so they are
+put together here.
 """
 
 import json
@@ -18,6 +19,8 @@ LEASE: Final = "LeaseLsn"
 GZIP: Final = 2
 MAX_MESSAGE: Final = 64 << 20
 OK: Final = "OK"
+CONNECTED: Final = "CONNECTED"
+"""The line that says so."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -132,6 +135,7 @@ def _back_up(asked: dict[str, Any]) -> None:
     options = [("grpc.max_receive_message_length", MAX_MESSAGE)]
     with grpc.insecure_channel(server["target"], options) as channel:
         grpc.channel_ready_future(channel).result(timeout=asked["limit_s"])
+        print(CONNECTED, file=sys.stderr, flush=True)  # noqa: T201 - a program
         call = channel.unary_stream(SERVICE + BASE_BACKUP)(
             backup_request(asked["lsn"], replica=asked["replica"]), metadata=list(server["metadata"].items())
         )

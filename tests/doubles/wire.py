@@ -93,6 +93,8 @@ class WireFaults:
     """Sends the whole stream, and then this in place of CopyDone."""
     done_at: int | None = None
     """Ends the stream in order after so many bytes."""
+    garbage_at: int | None = None
+    """Sends what is no message after so many bytes."""
     error: Refused = field(default_factory=lambda: Refused("the server is shutting down", "57P01"))
     flips: Mapping[int, int] = field(default_factory=dict)
     """At these offsets the byte is XORed with this."""
@@ -283,10 +285,8 @@ class _Conversation:
 
     def _copy(self, reply: CopyOut, faults: WireFaults) -> None:
         self._send(_framed(b"H", struct.pack("!bh", 0, 0)))
-        ends = [
-            at for at in (faults.cut_at, faults.stall_at, faults.error_at, faults.done_at) if at is not None
-        ]
-        end = min(ends) if ends else None
+        places = (faults.cut_at, faults.stall_at, faults.error_at, faults.done_at, faults.garbage_at)
+        end = min((at for at in places if at is not None), default=None)
         sent = 0
         for chunk in _damaged(reply.chunks, faults.flips):
             if faults.pause_s and self._server._closing.wait(faults.pause_s):
@@ -299,6 +299,9 @@ class _Conversation:
                 break
         if end is not None:
             if end == faults.cut_at:
+                raise Hangup
+            if end == faults.garbage_at:
+                self._send(b"d" + _int(2))
                 raise Hangup
             if end == faults.stall_at:
                 self._wait_for_the_end()

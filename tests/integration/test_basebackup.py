@@ -18,7 +18,13 @@ from compute_node.messages.metrics import BASEBACKUP_RECEIVED
 from compute_node.messages.postgres import PgdataFailed, PgdataStages, PreparePgdata
 from compute_node.messages.secret import Secret
 from compute_node.messages.settings import SourceName
-from compute_node.messages.spec import ComputeSpec, StaticMode
+from compute_node.messages.spec import (
+    ComputeSpec,
+    PageserverConnectionInfo,
+    PageserverShard,
+    PageserverUrls,
+    StaticMode,
+)
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
 from msgspec.structs import replace
@@ -129,6 +135,7 @@ FAULTS: Final = {
     "no right": (WireFaults(refuses=Refused("JWT authentication error", "28000")), "JWT", False),
     "cut before the stream": (WireFaults(cut_at=0), "failed to get", True),
     "cut": (WireFaults(cut_at=300), "failed to get", True),
+    "no protocol": (WireFaults(garbage_at=300), "lost synchronization with server", True),
     "ends too early": (WireFaults(done_at=300), "its compressed end is missing", True),
     "an error within": (WireFaults(error_at=300), "shutting down", True),
     "an error after the end": (WireFaults(error_after=Refused("could not finish")), "could not finish", True),
@@ -160,6 +167,15 @@ def test_a_wrong_token_an_old_lsn_and_an_unknown_branch_do_not_pass(server: Page
         with pytest.raises(SourceError, match=text) as caught:
             fetch(target, a_stored_spec(server, **changes))
         assert not caught.value.passing, text
+
+
+@pytest.mark.parametrize("port", ["x", "5432,5433", "99999"])
+def test_a_port_that_is_none_is_refused_for_good(port: str, target: Path) -> None:
+    servers = (PageserverUrls(libpq_url=Secret(f"host=127.0.0.1 port={port}")),)
+    info = PageserverConnectionInfo(0, {"0000": PageserverShard(servers)})
+    with pytest.raises(SourceError, match="invalid port number") as caught:
+        fetch(target, a_spec(tenant_id=TENANT, timeline_id=TIMELINE, pageserver_connection_info=info))
+    assert not caught.value.passing
 
 
 def test_cut_at_a_block_or_anywhere_else_it_is_never_taken_for_whole(

@@ -9,10 +9,13 @@ from typing import Any
 import psutil
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
+from compute_node.actors.kit.programs import Starter
 from compute_node.actors.postgres_process.sources import SourceError
 from compute_node.actors.postgres_process.sources.pageserver import PageserverSource, missing_extra
+from compute_node.actors.postgres_process.sources.stream import GrpcStream
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import ComputeSpec
+from compute_node.postgres import page_api
 from compute_node.postgres.page_api import HELPER
 from compute_node.postgres.page_api_call import BASE_BACKUP, SERVICE, WireError, backup_request, chunk
 
@@ -84,6 +87,19 @@ def test_an_error_anywhere_is_an_error(
         fetch(tmp_path / "data", spec_of(server.port))
     assert caught.value.passing is passing
     assert TOKEN not in str(caught.value)
+
+
+def test_the_time_to_connect_is_not_that_of_a_server_that_thinks(server: PageApiServer) -> None:
+    endpoint = page_api.Endpoint(f"127.0.0.1:{server.port}", {})
+    stream = GrpcStream(endpoint, 0, replica=True, starter=Starter(None), cancellation=Cancellation())
+
+    def answer(_: Any) -> Iterator[bytes]:
+        wait_until(lambda: stream.connect_us > 0, "the connection is known", 50)
+        yield ARCHIVE
+
+    server.answer = answer
+    with stream:
+        assert b"".join(stream.chunks()) == ARCHIVE
 
 
 def test_a_cancellation_ends_the_helper_too(server: PageApiServer, tmp_path: Path) -> None:

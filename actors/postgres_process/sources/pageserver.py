@@ -21,7 +21,7 @@ from .. import folder
 from ..pgdata import STANDBY_SIGNAL
 from . import Source, SourceError
 from .progress import Progress
-from .stream import GrpcStream, LibpqStream
+from .stream import GrpcStream, LibpqStream, Stream
 from .tar import forbidden
 from .unpacking import unpack
 
@@ -110,7 +110,7 @@ class PageserverSource(Source):
             basebackup_bytes=unpacked.received,
         )
 
-    def _stream(self, spec: ComputeSpec, lsn: int, cancellation: Cancellation) -> LibpqStream | GrpcStream:
+    def _stream(self, spec: ComputeSpec, lsn: int, cancellation: Cancellation) -> Stream:
         storage, shard, server = _server(spec)
         mode = spec.compute_mode
         replica = mode is not Mode.PRIMARY

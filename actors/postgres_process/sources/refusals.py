@@ -29,9 +29,10 @@ _PERMANENT: Final = re.compile(
     re.IGNORECASE,
 )
 _PASSING: Final = re.compile(
-    r"shutting down|timed? ?out|temporar|try again|not active|loading|cut off", re.IGNORECASE
+    r"shutting down|timed? ?out|temporar|try again|not active|loading|cut off|expected authentication request",
+    re.IGNORECASE,
 )
-"""Wins over the one before: a server says so of itself."""
+"""Wins over the one before: a server says so of itself, or somebody else has answered in its place."""
 
 
 def is_passing(text: str, code: str | None = None) -> bool:

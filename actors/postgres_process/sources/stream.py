@@ -8,14 +8,18 @@ import os
 import select
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
+
+from typing_extensions import override
 
 from ....messages.secret import Secret
 from ....postgres import page_api
 from ....postgres.coroutines import run_async
 from ....postgres.neighbours import NeighbourError, connect
+from ....postgres.page_api_call import CONNECTED
 from ...kit.jobs import Cancellation
 from ...kit.programs import ProgramError, Starter, Wake
 from .refusals import PageserverError
@@ -32,10 +36,59 @@ SILENCE_S: Final = 60.0
 """Within the stream."""
 APPLICATION: Final = "compute_ctl"
 _CHUNK: Final = 256 << 10
+_CONNECTED: Final = f"{CONNECTED}\n".encode()
 
 
-class LibpqStream:
-    """The stream of one command; a context that leaves no connection behind."""
+class Stream(ABC):
+    """The stream of one request; a context that leaves nothing of it behind."""
+
+    def __init__(self, cancellation: Cancellation) -> None:
+        self._cancellation = cancellation
+        self._began_s = 0.0
+        self.connect_us = 0
+        """How long it took until there was a connection."""
+
+    def __enter__(self) -> Self:
+        self._began_s = self._cancellation.now()
+        with contextlib.ExitStack() as ends:
+            self._wake = Wake(self._cancellation)
+            ends.callback(self._wake.close)
+            self._open(ends)
+            self._ends = ends.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ends.close()
+
+    @abstractmethod
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield what comes until the server has said that all is well. Raises PageserverError, CancelledError."""
+
+    @abstractmethod
+    def _open(self, ends: contextlib.ExitStack) -> None:
+        """Begin; `ends` hears how it is ended. Raises PageserverError, CancelledError."""
+
+    def _is_connected(self) -> None:
+        self.connect_us = round((self._cancellation.now() - self._began_s) * 1_000_000)
+
+    def _wait(self, limit_s: float, *descriptors: int, events: int = select.POLLIN) -> set[int]:
+        """Return those of the descriptors that are ready. Raises PageserverError after the limit, CancelledError."""
+        poll = select.poll()
+        for descriptor in descriptors:
+            poll.register(descriptor, events)
+        poll.register(self._wake.descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(limit_s * 1000)}
+        self._cancellation.check()
+        if not ready:
+            msg = f"it has sent nothing for {limit_s:g} s"
+            raise PageserverError(msg)
+        return ready
+
+
+class LibpqStream(Stream):
+    """The stream of one command."""
 
     def __init__(
         self,
@@ -46,19 +99,16 @@ class LibpqStream:
         options: str,
         cancellation: Cancellation,
     ) -> None:
+        super().__init__(cancellation)
         self._url = url
         self._command = command
         self._token = token
         self._options = options
-        self._cancellation = cancellation
-        self._connection: AsyncConnection[TupleRow] | None = None
-        self._wake: Wake | None = None
-        self.connect_us = 0
 
-    def __enter__(self) -> Self:
-        began_s = self._cancellation.now()
+    @override
+    def _open(self, ends: contextlib.ExitStack) -> None:
         try:
-            self._connection = run_async(
+            self._connection: AsyncConnection[TupleRow] = run_async(
                 lambda: connect(
                     self._url,
                     token=self._token,
@@ -70,63 +120,45 @@ class LibpqStream:
             )
         except NeighbourError as error:
             raise PageserverError(str(error)) from error
-        self.connect_us = round((self._cancellation.now() - began_s) * 1_000_000)
-        self._wake = Wake(self._cancellation)
-        return self
+        ends.callback(self._connection.pgconn.finish)
+        self._is_connected()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._wake is not None:
-            self._wake.close()
-        if self._connection is not None:
-            self._connection.pgconn.finish()
-
+    @override
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """Yield what comes until the server has said that all is well. Raises PageserverError, CancelledError."""
+        from psycopg import OperationalError
+
+        try:
+            yield from self._chunks(self._connection.pgconn)
+        except OperationalError as error:  # the connection is lost, or what came is not of the protocol
+            raise PageserverError(str(error).splitlines()[0]) from error
+
+    def _chunks(self, pgconn: "PGconn") -> Iterator[bytes | memoryview]:
         from psycopg.pq import ExecStatus
 
-        assert self._connection is not None  # noqa: S101 - within the context
-        pgconn = self._connection.pgconn
         pgconn.send_query(self._command.encode())
-        limit_s = REPLY_S
         while pgconn.flush():
-            self._wait(pgconn, limit_s, writing=True)
-        result = self._result(pgconn, limit_s)
+            self._receive(pgconn, REPLY_S, select.POLLIN | select.POLLOUT)
+        result = self._result(pgconn, REPLY_S)
         if result is None or result.status != ExecStatus.COPY_OUT:
             raise _refused(result, "it answered with no stream")
-        limit_s = SILENCE_S
         while (part := pgconn.get_copy_data(1))[0] >= 0:
             size, data = part
             if size:
                 yield data
             else:
-                self._wait(pgconn, limit_s)
-        while (result := self._result(pgconn, limit_s)) is not None:
+                self._receive(pgconn, SILENCE_S)
+        while (result := self._result(pgconn, SILENCE_S)) is not None:
             if result.status != ExecStatus.COMMAND_OK:
                 raise _refused(result, "the stream was cut off")
 
     def _result(self, pgconn: "PGconn", limit_s: float) -> "PGresult | None":
         while pgconn.is_busy():
-            self._wait(pgconn, limit_s)
+            self._receive(pgconn, limit_s)
         return pgconn.get_result()
 
-    def _wait(self, pgconn: "PGconn", limit_s: float, *, writing: bool = False) -> None:
-        from psycopg import OperationalError
-
-        assert self._wake is not None  # noqa: S101 - within the context
-        poll = select.poll()
-        poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if writing else 0))
-        poll.register(self._wake.descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(limit_s * 1000)}
-        self._cancellation.check()
-        if not ready:
-            msg = f"it has sent nothing for {limit_s:g} s"
-            raise PageserverError(msg)
-        try:
-            pgconn.consume_input()
-        except OperationalError as error:
-            raise PageserverError(str(error).splitlines()[0]) from error
+    def _receive(self, pgconn: "PGconn", limit_s: float, events: int = select.POLLIN) -> None:
+        self._wait(limit_s, pgconn.socket, events=events)
+        pgconn.consume_input()
 
 
 def _refused(result: "PGresult | None", otherwise: str) -> PageserverError:
@@ -143,7 +175,7 @@ def _refused(result: "PGresult | None", otherwise: str) -> PageserverError:
     )
 
 
-class GrpcStream:
+class GrpcStream(Stream):
     """The same over gRPC, by a helper process: what the library starts and holds ends with it."""
 
     def __init__(
@@ -155,16 +187,12 @@ class GrpcStream:
         starter: Starter,
         cancellation: Cancellation,
     ) -> None:
+        super().__init__(cancellation)
         self._call = page_api.BaseBackup((endpoint,), lsn, replica, CONNECT_S)
         self._starter = starter
-        self._cancellation = cancellation
-        self._process: subprocess.Popen[bytes] | None = None
-        self._wake: Wake | None = None
-        self._began_s = 0.0
-        self.connect_us = 0
 
-    def __enter__(self) -> Self:
-        self._began_s = self._cancellation.now()
+    @override
+    def _open(self, ends: contextlib.ExitStack) -> None:
         with page_api.described(self._call) as descriptor:
             try:
                 self._process = self._starter.start(
@@ -177,46 +205,33 @@ class GrpcStream:
                 )
             except ProgramError as error:
                 raise PageserverError(str(error)) from error
-        self._wake = Wake(self._cancellation)
-        return self
+        ends.callback(_end, self._process)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._wake is not None:
-            self._wake.close()
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            with self._process:  # its pipes are closed, and it is waited for
-                pass
-
+    @override
     def chunks(self) -> Iterator[bytes]:
-        """Yield what comes until the server has said that all is well. Raises PageserverError, CancelledError."""
-        assert self._process is not None  # noqa: S101 - within the context
         assert self._process.stdout is not None  # noqa: S101 - it was made with pipes
         assert self._process.stderr is not None  # noqa: S101 - as above
-        output = self._process.stdout.fileno()
-        limit_s = CONNECT_S + REPLY_S
-        while data := self._read(output, limit_s):
-            if limit_s != SILENCE_S:
-                self.connect_us = round((self._cancellation.now() - self._began_s) * 1_000_000)
-                limit_s = SILENCE_S
-            yield data
-        said = b""
-        while part := self._read(self._process.stderr.fileno(), SILENCE_S):
-            said = (said + part)[-_CHUNK:]
+        output, errors = self._process.stdout.fileno(), self._process.stderr.fileno()
+        opened, said, limit_s = {output, errors}, b"", CONNECT_S + REPLY_S
+        while opened:
+            for descriptor in opened & self._wait(limit_s, *opened):
+                data = os.read(descriptor, _CHUNK)
+                if not data:
+                    opened.discard(descriptor)
+                elif descriptor == output:
+                    limit_s = SILENCE_S
+                    yield data
+                else:
+                    said = (said + data)[-_CHUNK:]
+                    if not self.connect_us and _CONNECTED in said:
+                        said = said.replace(_CONNECTED, b"")
+                        self._is_connected()
         if self._process.wait() != 0:
             raise PageserverError(*page_api.failure(said.decode(errors="replace")))
 
-    def _read(self, descriptor: int, limit_s: float) -> bytes:
-        assert self._wake is not None  # noqa: S101 - within the context
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        poll.register(self._wake.descriptor, select.POLLIN)
-        ready = poll.poll(limit_s * 1000)
-        self._cancellation.check()
-        if not ready:
-            msg = f"it has sent nothing for {limit_s:g} s"
-            raise PageserverError(msg)
-        return os.read(descriptor, _CHUNK)
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    with process:  # its pipes are closed, and it is waited for
+        if process.returncode is None:  # else its number may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

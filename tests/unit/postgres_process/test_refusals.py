@@ -37,6 +37,7 @@ PASSING = [
     ("tenant not found; it is loading", "XX000"),
     ("server closed the connection unexpectedly", None),
     ("the stream was cut off", None),
+    ("connection failed: expected authentication request from server, but received H", None),
     ("something that nobody knows", "XX000"),
     ("no connection within 30 s", "UNAVAILABLE"),
     ("oops", "INTERNAL"),
