@@ -101,6 +101,7 @@ class Server(Port):
     def check_safekeepers(self, spec: ComputeSpec, cancellation: Cancellation) -> int | None:
         from . import safekeepers
 
+        self._preflight.require_source(spec)
         return safekeepers.agreed(spec, self._node.settings.safekeeper_check_timeout_s, cancellation)
 
     @override

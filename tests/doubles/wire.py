@@ -297,21 +297,23 @@ class _Conversation:
             sent += len(part)
             if sent == end:
                 break
-        if end is not None:
-            if end == faults.cut_at:
-                raise Hangup
-            if end == faults.garbage_at:
-                self._send(b"d" + _int(2))
-                raise Hangup
-            if end == faults.stall_at:
-                self._wait_for_the_end()
-            if end == faults.error_at:
-                self._send(_error(faults.error))
-                return
+        if end is not None and end != faults.done_at:
+            self._break_off(end, faults)
+            return
         if faults.error_after is not None:
             self._send(_error(faults.error_after))
             return
         self._send(_framed(b"c", b"") + _complete(reply.tag))
+
+    def _break_off(self, end: int, faults: WireFaults) -> None:
+        if end == faults.error_at:
+            self._send(_error(faults.error))
+            return
+        if end == faults.stall_at:
+            self._wait_for_the_end()
+        if end == faults.garbage_at:
+            self._send(b"d" + _int(2))
+        raise Hangup
 
     def _wait_for_the_end(self) -> None:
         self._server.stalled.set()

@@ -30,6 +30,9 @@ SILENCE_S: Final = 600.0
 
 _PROGRESS: Final = re.compile(rb"(\d+)/(\d+) kB")
 _MAX_LINE: Final = 4096
+_FACTS: Final = "compute_ctl"
+"""How the line with what was asked begins."""
+_FACTS_LINE: Final = re.compile(rf"^{_FACTS}\|(.*)\|([0-9]+)$", re.MULTILINE | re.DOTALL)
 _NO_REASON: Final = re.compile(
     r"removing (?:contents of )?(?:data|WAL) directory|child (?:process|thread) exited"
 )
@@ -230,14 +233,15 @@ class _Copy:
         """Refuse what would fail later, as far as its account may ask: SQL need not be open to it."""
         name = superuser.replace("'", "''")
         answer = self._ask(
-            "SELECT pg_catalog.string_agg(spcname, ', ') FROM pg_catalog.pg_tablespace WHERE oid >= 16384",
-            f"SELECT count(*) FROM pg_catalog.pg_roles WHERE rolname = '{name}' AND rolsuper",  # noqa: S608 - quoted; a walsender takes no parameters
+            f"SELECT '{_FACTS}', (SELECT pg_catalog.string_agg(spcname, ', ') FROM pg_catalog.pg_tablespace WHERE "  # noqa: S608 - quoted; a walsender takes no parameters
+            f"oid >= 16384), (SELECT count(*) FROM pg_catalog.pg_roles WHERE rolname = '{name}' AND rolsuper)",
             dbname=self._upstream.parameters.get("dbname") or "postgres",
         )
-        if answer.code != 0:
+        found = _FACTS_LINE.search(answer.output)  # warnings that sessions begin with stand before it
+        if answer.code != 0 or found is None:
             log.debug("the upstream takes no SQL from this account: %s", answer.output.strip())
             return
-        tablespaces, _, administrators = answer.output.rstrip("\n").rpartition("\n")
+        tablespaces, administrators = found.groups()
         problem = None
         if tablespaces:
             problem = f"it has tablespaces ({tablespaces}), which would be copied to places outside of PGDATA"
@@ -278,10 +282,9 @@ class _Copy:
             self.size, total = seen
             self._progress(self.size, total=total)
 
-    def _ask(self, *questions: str, **changes: str) -> Result:
-        commands = [part for question in questions for part in ("-c", question)]
+    def _ask(self, question: str, **changes: str) -> Result:
         conninfo = self._upstream.conninfo(**changes)
-        command = ("psql", "-XAtqw", "-v", "ON_ERROR_STOP=1", "-d", conninfo, *commands)
+        command = ("psql", "-XAtqw", "-v", "ON_ERROR_STOP=1", "-d", conninfo, "-c", question)
         return self._source.run(command, self._descriptor, self._cancellation)
 
     def _failed(self, what: str, result: Result) -> SourceError:

@@ -1,5 +1,6 @@
 """The quick check of safekeepers, over a real wire: who is asked, how, and who is waited for."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
+from compute_node.actors.postgres_process.port import PostgresError
 from compute_node.actors.postgres_process.server import Server
 from compute_node.messages.secret import Secret
 from compute_node.messages.settings import SourceName
+from compute_node.messages.spec import Cluster, GenericOption
 from compute_node.postgres.binaries import Binaries
 
 from doubles.safekeepers import Safekeeper, safekeepers, stored_spec
@@ -145,6 +148,23 @@ def test_safekeepers_that_do_not_agree_are_to_be_synced_and_the_log_says_why(
     server = make_server(tmp_path, limit_s=0.3)
     assert check(server, trio) is None
     assert "the safekeepers are to be synced: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        ((), "safekeeper_connstrings is empty"),
+        (("sk1:x",), "safekeeper_connstrings: entry 1 is not of the form host:port"),
+        (("sk1:1", "sk1:1"), "duplicate entry in safekeeper_connstrings: sk1:1!"),
+    ],
+)
+def test_a_spec_without_usable_safekeepers_is_told_so_in_the_words_of_preflight(
+    server: Server, names: tuple[str, ...], error: str
+) -> None:
+    empty = GenericOption("neon.safekeepers", "string", "")
+    spec = stored_spec(names, cluster=Cluster(roles=(), databases=(), settings=(empty,)))
+    with pytest.raises(PostgresError, match=re.escape(error)):
+        server.check_safekeepers(spec, Cancellation())
 
 
 def test_a_check_under_way_ends_within_a_second_of_a_cancellation(server: Server, trio: Trio) -> None:
