@@ -37,7 +37,7 @@ class LsnLease(Actor[LeaseMessage]):
 
     @override
     def receive(self, message: LeaseMessage) -> None:
-        self._state, effects = decide(self._state, message, self.clock.wall())
+        self._state, effects = decide(self._state, message, self.clock.now(), self.clock.wall())
         for effect in effects:
             self._carry_out(effect)
 

@@ -68,15 +68,18 @@ class LeaseState(msgspec.Struct, frozen=True):
     failures: int = 0
     """In a row."""
     valid_until_s: float = 0.0
+    clock_s: float | None = None
+    """What our clock said at the first grant, less the seconds of the kit's: it does not jump."""
+    refusal: LeaseRefused | None = None
 
 
 Decided: TypeAlias = tuple[LeaseState, tuple[Effect, ...]]
 
 
 def decide(
-    state: LeaseState, message: KeepLease | ReleaseLease | LeaseAnswered | LeaseDue, wall_s: float
+    state: LeaseState, message: KeepLease | ReleaseLease | LeaseAnswered | LeaseDue, now_s: float, wall_s: float
 ) -> Decided:
-    """Return the state after a message, and what is to be done; `wall_s` is the time since the epoch."""
+    """Return the state after a message, and what is to be done; `now_s` is monotonic, `wall_s` since the epoch."""
     match message:
         case KeepLease(spec):
             return _follow(state, spec)
@@ -85,7 +88,7 @@ def decide(
         case LeaseDue(number) if state.wanted is not None and number == state.number:
             return state, (Ask(number, state.wanted),)
         case LeaseAnswered(number, answer) if state.wanted is not None and number == state.number:
-            return _answered(state, answer, wall_s)
+            return _answered(state, answer, now_s, wall_s)
         case _:
             return state, ()
 
@@ -102,31 +105,33 @@ def _follow(state: LeaseState, spec: ComputeSpec) -> Decided:
 
 
 def _hold(state: LeaseState, wanted: Wanted | None) -> Decided:
-    """Ask for what is wanted now; a lease of the same goes on, also one that was refused."""
+    """Ask for what is wanted now; a lease of the same goes on, and a refusal of the same is told again."""
     if wanted == state.wanted:
-        return state, ()
+        return state, () if state.refusal is None else (Tell(state.refusal),)
     number = state.number + 1
     begin: Effect = BreakOff() if wanted is None else Ask(number, wanted)
     return LeaseState(wanted, number), (begin, Show(None, 0.0))
 
 
-def _answered(state: LeaseState, answer: Answer, wall_s: float) -> Decided:
+def _answered(state: LeaseState, answer: Answer, now_s: float, wall_s: float) -> Decided:
     match answer:
         case Granted(valid_until_ms):
             valid_until_s = valid_until_ms / 1000
-            after_s = renewal_s(valid_until_s - wall_s)
+            clock_s = wall_s - now_s if state.clock_s is None else state.clock_s
+            after_s = renewal_s(valid_until_s - wall_s, valid_until_s - (clock_s + now_s))
             text = f"Request succeeded, sleeping for {round(after_s)} seconds"
-            return replace(state, failures=0, valid_until_s=valid_until_s), (
+            return replace(state, failures=0, valid_until_s=valid_until_s, clock_s=clock_s), (
                 Show("granted", valid_until_s),
                 Log(logging.INFO, text),
                 Remind(after_s, LeaseDue(state.number)),
             )
         case Refused(error):
             text = f"Permanent error: lease could not be obtained, LSN is behind the GC cutoff ({error})"
-            return replace(state, valid_until_s=0.0), (
+            refusal = LeaseRefused(text)
+            return replace(state, valid_until_s=0.0, refusal=refusal), (
                 Show("refused", 0.0),
                 Log(logging.WARNING, f"Exited with error: {text}"),
-                Tell(LeaseRefused(text)),
+                Tell(refusal),
             )
         case Failed(error):
             after_s = pause_s(state.failures)
@@ -137,9 +142,13 @@ def _answered(state: LeaseState, answer: Answer, wall_s: float) -> Decided:
             )
 
 
-def renewal_s(validity_s: float) -> float:
-    """Return how long to wait before a lease that is valid for so long is renewed."""
-    return min(LATEST_S, max(SOONEST_S, validity_s / 2))
+def renewal_s(*validities_s: float) -> float:
+    """Return how long to wait before a lease is renewed, of which our clocks say that it is valid for so long.
+
+    The shortest counts, but for those that are over: whoever grants a lease grants some time.
+    """
+    shortest_s = min((one for one in validities_s if one > 0), default=0.0)
+    return min(LATEST_S, max(SOONEST_S, shortest_s / 2))
 
 
 def pause_s(failures: int) -> float:

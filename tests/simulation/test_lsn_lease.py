@@ -40,7 +40,8 @@ class FakePageservers(Pageservers):
             raise Blocked
         clock = self.runtime.clock
         self.asked.append((clock.now(), wanted))
-        return self.answers.pop(0) if self.answers else Granted(round((clock.wall() + self.length_s) * 1000))
+        wall_s = clock.wall() - clock.wall_is_off_by_s  # theirs is right
+        return self.answers.pop(0) if self.answers else Granted(round((wall_s + self.length_s) * 1000))
 
 
 class Listener(Actor[Message]):
@@ -109,6 +110,26 @@ def test_a_lease_is_renewed_at_half_time_whatever_our_clock_says(
     assert world.pauses(3.5 * pause_s) == pytest.approx([pause_s] * 3, abs=0.01)
 
 
+@pytest.mark.parametrize("jump_s", [-3600.0, 3600.0])
+def test_a_short_lease_is_renewed_at_half_time_also_after_our_clock_has_jumped(
+    world: World, jump_s: float
+) -> None:
+    world.pageservers.length_s = 8.0
+    world.keep(static())
+    world.runtime.clock.wall_is_off_by_s = jump_s
+    assert world.pauses(20) == pytest.approx([4.0] * 5, abs=0.01)
+
+
+@pytest.mark.parametrize("off_by_s", [-3600.0, 3600.0])
+def test_a_clock_that_was_wrong_at_first_is_believed_once_it_is_right(world: World, off_by_s: float) -> None:
+    world.pageservers.length_s = 8.0
+    world.runtime.clock.wall_is_off_by_s = off_by_s
+    world.keep(static())
+    world.runtime.clock.wall_is_off_by_s = 0.0
+    world.runtime.advance(LATEST_S + 1)
+    assert world.pauses(20)[-4:] == pytest.approx([4.0] * 4, abs=0.01)
+
+
 def test_what_is_held_is_the_lsn_of_the_mode_in_its_usual_form(world: World) -> None:
     world.keep(static("0/169ad58", storage_auth_token=Secret("canary")))
     ((_, wanted),) = world.pageservers.asked
@@ -144,8 +165,9 @@ def test_a_refusal_ends_it_and_is_told_and_a_new_lsn_begins_anew(
     assert "LSN is behind the GC cutoff (shard 0000)" in refused.error
     assert any(text.startswith("Exited with error: Permanent error: lease") for text in caplog.messages)
     assert world.valid_until_s == 0
-    world.keep(static())
+    world.keep(static(operation_uuid="another"))
     assert len(world.pageservers.asked) == 1
+    assert world.listener.told == [refused, refused], "whoever follows another spec has forgotten it"
     world.keep(static("0/2"))
     assert world.valid_until_s > 0
     assert world.runtime.metrics.read(LEASE_REQUESTS) == {("refused",): 1, ("granted",): 1}
