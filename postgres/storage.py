@@ -4,16 +4,18 @@ Sources, best first: `pageserver_connection_info`; `pageserver_connstring`; the 
 """
 
 import re
+from itertools import pairwise
 from typing import Final, NoReturn
 
 import msgspec
 
-from ..messages.secret import Secret
+from ..messages.secret import Secret, mask_credentials
 from ..messages.spec import ComputeSpec, Mode, PageserverConnectionInfo, PageserverUrls, Wire
 
 UNSHARDED: Final = "0000"
 MISSING: Final = "pageserver connstr should be provided"
 _HEX_ID: Final = re.compile(r"[0-9a-fA-F]{32}")
+_HOST_AND_PORT: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?", re.ASCII)
 
 
 class StorageError(ValueError):
@@ -81,6 +83,21 @@ def safekeepers_of(spec: ComputeSpec) -> tuple[str, ...]:
     if listed is None:
         _refuse("safekeeper connstrings should be provided")
     return tuple(listed.split(",")) if listed else ()
+
+
+def safekeeper_problem(safekeepers: tuple[str, ...], field: str = "safekeeper_connstrings") -> str | None:
+    """Say why no primary can do with the safekeepers that this field names; the first problem, or None."""
+    if not safekeepers:
+        return f"{field} is empty"
+    ordered = sorted(safekeepers)
+    for one, next_one in pairwise(ordered):
+        if one == next_one:
+            return f"duplicate entry in {field}: {mask_credentials(one)}!"
+    for number, name in enumerate(safekeepers, start=1):
+        found = _HOST_AND_PORT.fullmatch(name)
+        if found is None or not 0 < int(found[1] or 1) < 2**16:
+            return f"{field}: entry {number} is not of the form host:port"
+    return None
 
 
 def pageservers(spec: ComputeSpec) -> tuple[tuple[Shard, ...], int | None]:

@@ -77,7 +77,10 @@ Decided: TypeAlias = tuple[LeaseState, tuple[Effect, ...]]
 
 
 def decide(
-    state: LeaseState, message: KeepLease | ReleaseLease | LeaseAnswered | LeaseDue, now_s: float, wall_s: float
+    state: LeaseState,
+    message: KeepLease | ReleaseLease | LeaseAnswered | LeaseDue,
+    now_s: float,
+    wall_s: float,
 ) -> Decided:
     """Return the state after a message, and what is to be done; `now_s` is monotonic, `wall_s` since the epoch."""
     match message:

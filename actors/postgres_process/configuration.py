@@ -206,8 +206,9 @@ class Configuration:
         caught_up_s = cancellation.now()
         before, self.promoted = self.promoted, True
         try:
-            if standby and not self._node.is_plain:
-                self.install(spec, load, cancellation)
+            by_hand = not standby and self.in_force is not None and self.in_force.compute_mode is Mode.REPLICA
+            if not self._node.is_plain and (standby or by_hand):
+                self.install(spec if standby else replace(spec, mode="Primary"), load, cancellation)
             if standby:
                 cancellation.reach(Failpoint.PROMOTION)
                 promoting.promote(target, cancellation)

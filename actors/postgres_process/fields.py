@@ -1,17 +1,14 @@
 """Fields of a spec that this node cannot act on, or that have no effect on it: pure."""
 
-import re
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Final
 
 import msgspec
 
-from ...messages.secret import mask_credentials
 from ...messages.settings import SourceName
 from ...messages.spec import Audit, ComputeSpec, Mode
 from ...postgres.conf import spec_setting
-from ...postgres.storage import StorageError, pageservers, safekeepers_of, storage_of
+from ...postgres.storage import StorageError, pageservers, safekeeper_problem, safekeepers_of, storage_of
 
 
 class NotBuilt(msgspec.Struct, frozen=True):
@@ -67,8 +64,6 @@ NOT_BUILT: Final = (
 FOLLOWING: Final = ("primary_conninfo", "primary_slot_name", "hot_standby")
 """Settings of a replica that come from fields of the spec."""
 _STORAGE_FIELDS: Final = ("pageserver_connstring", "pageserver_connection_info", "safekeeper_connstrings")
-
-_HOST_AND_PORT: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?", re.ASCII)
 
 
 def not_built(spec: ComputeSpec) -> tuple[str | None, tuple[str, ...]]:
@@ -190,18 +185,4 @@ def storage_problem(spec: ComputeSpec) -> str | None:
         storage_of(spec)
     except StorageError as error:
         return str(error)
-    return _safekeeper_problem(safekeepers) if spec.compute_mode is Mode.PRIMARY else None
-
-
-def _safekeeper_problem(safekeepers: tuple[str, ...]) -> str | None:
-    if not safekeepers:
-        return "safekeeper_connstrings is empty"
-    ordered = sorted(safekeepers)
-    for one, next_one in pairwise(ordered):
-        if one == next_one:
-            return f"duplicate entry in safekeeper_connstrings: {mask_credentials(one)}!"
-    for number, name in enumerate(safekeepers, start=1):
-        found = _HOST_AND_PORT.fullmatch(name)
-        if found is None or not 0 < int(found[1] or 1) < 2**16:
-            return f"safekeeper_connstrings: entry {number} is not of the form host:port"
-    return None
+    return safekeeper_problem(safekeepers) if spec.compute_mode is Mode.PRIMARY else None

@@ -24,6 +24,7 @@ from ...messages.promotion import (
 )
 from ...messages.settings import SourceName
 from ...messages.spec import ComputeSpec, Mode
+from ...postgres.storage import safekeeper_problem
 from . import attempts
 from .effects import POSTGRES
 from .lifecycle import Event
@@ -63,12 +64,8 @@ def _refusal(
         return PromoteRefused(f"invalid compute status: {state.status.text}")
     if state.attempt is not None:
         return PromoteRefused(f"invalid compute status: {Status.CONFIGURATION_PENDING.text}")
-    if message.spec is not None and message.spec.compute_mode is not Mode.PRIMARY:
-        mode = message.spec.compute_mode.value
-        return PromoteRefused(f"the spec of the new primary has the mode {mode}", bad_request=True)
-    if message.wal_flush_lsn is None and state.settings.source is SourceName.PAGESERVER:
-        text = "wal_flush_lsn is needed: what the old primary has committed must be replayed first"
-        return PromoteRefused(text, bad_request=True)
+    if (fault := _fault(message, state.settings.source)) is not None:
+        return PromoteRefused(fault, bad_request=True)
     goes_on = state.promoted is not None and state.promoted[0] == message
     mode = state.spec.compute_mode.value
     if state.spec.compute_mode is not Mode.REPLICA and not goes_on:
@@ -79,6 +76,19 @@ def _refusal(
             _COLD[prewarm] if message.spec is not None else "prewarm not requested or pending"
         )
     return None
+
+
+def _fault(message: Promote, source: SourceName) -> str | None:
+    """Say what is wrong with the request itself; a spec is checked further later on."""
+    if message.spec is not None and message.spec.compute_mode is not Mode.PRIMARY:
+        return f"the spec of the new primary has the mode {message.spec.compute_mode.value}"
+    if source is not SourceName.PAGESERVER:
+        return None
+    if message.wal_flush_lsn is None:
+        return "wal_flush_lsn is needed: what the old primary has committed must be replayed first"
+    if message.spec is not None:
+        return None
+    return safekeeper_problem(safekeepers_in(message.safekeepers or "")[1], "safekeepers")
 
 
 def _begin(turn: Turn, message: Promote, waiters: tuple[int, ...]) -> None:

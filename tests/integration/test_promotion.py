@@ -13,7 +13,11 @@ from typing import Any, Final
 import pytest
 from compute_node.messages.failpoints import Failpoint
 from compute_node.messages.metrics import WAITERS
+from compute_node.messages.promotion import PostgresPromoted, PostgresPromotionFailed, PromotePostgres
+from compute_node.messages.secret import Secret
+from compute_node.messages.settings import SourceName
 from compute_node.postgres.binaries import Binaries
+from compute_node.postgres.target import parse_connstr
 from msgspec.structs import replace
 
 from doubles import canaries
@@ -23,6 +27,7 @@ from doubles.pageserver import Pageserver, pageserver
 from doubles.safekeepers import Sync, SyncProgram
 from fix_node import Answer, MakeNode, Node, setting, spec
 from fix_postgres import Cluster, MakeCluster, Templates, wait_until
+from fix_process import MakeProcess, fast_spec, text
 
 NO_CANARY: Final = "token-that-postgres-is-told"
 """Postgres itself needs it for the storage, in its environment."""
@@ -265,6 +270,36 @@ def test_by_form_only_the_safekeepers_and_the_mode_change_and_what_failed_is_ask
     assert node.query("SHOW synchronous_standby_names") == [("walproposer",)]
     assert node.query("SHOW neon.safekeepers") == [(f"g#2:{','.join(SAFEKEEPERS)}",)]
     assert node.stop() == 0, node.log
+
+
+def test_a_replica_of_storage_that_was_promoted_by_hand_gets_the_safekeepers_that_a_form_names(
+    make_process: MakeProcess, storage: Pageserver, binaries15: Binaries, postgres_folder: Path
+) -> None:
+    process = make_process(binaries15, source=SourceName.PAGESERVER)
+    listening = {
+        "port": str(parse_connstr(process.settings.connstr.reveal()).port),
+        "listen_addresses": "localhost",
+        "unix_socket_directories": str(postgres_folder),
+        "max_connections": "100",
+        "synchronous_commit": "local",
+    }
+    replica = fast_spec(
+        *(text(name, value) for name, value in listening.items()),
+        mode="Replica",
+        tenant_id=TENANT,
+        timeline_id=TIMELINE,
+        pageserver_connstring=Secret(storage.url),
+        storage_auth_token=Secret(NO_CANARY),
+        safekeeper_connstrings=("sk0:5454",),
+    )
+    process.start(replica)
+    assert process.query("SELECT pg_promote()") == [(True,)]
+    order = PromotePostgres(9, replace(replica, safekeeper_connstrings=SAFEKEEPERS), "0/1")
+    promoted = process.tell(order, PostgresPromoted, PostgresPromotionFailed)
+    assert isinstance(promoted, PostgresPromoted), promoted
+    assert process.query("SHOW neon.safekeepers") == [(",".join(SAFEKEEPERS),)]
+    assert process.query("SHOW synchronous_standby_names") == [("walproposer",)]
+    assert process.query("SHOW neon.compute_mode") == [("primary",)]
 
 
 @pytest.mark.slow

@@ -2010,6 +2010,20 @@ def test_a_spec_that_postgres_would_refuse_is_refused_before_anything_changes() 
             ),
         ),
         *(
+            (
+                lambda: running(REPLICA, source=SourceName.PAGESERVER),
+                Promote(LSN, safekeepers=given),
+                PromoteRefused(error, bad_request=True),
+            )
+            for given, error in (
+                ("", "safekeepers is empty"),
+                (None, "safekeepers is empty"),
+                ("g#3: , ", "safekeepers is empty"),
+                ("sk1:1,sk2:2,sk1:1", "duplicate entry in safekeepers: sk1:1!"),
+                ("sk1:1,g#2:sk2:2", "safekeepers: entry 2 is not of the form host:port"),
+            )
+        ),
+        *(
             (lambda: running(REPLICA, source=SourceName.PAGESERVER), replace(request, prewarm=status), answer)
             for status, request, answer in (
                 (PrewarmStatus.NOT_PREWARMED, BY_SPEC, PromoteFailed("compute NotPrewarmed")),
