@@ -3,6 +3,7 @@
 Where neither can be done Postgres runs in the cgroup of the node, and a warning says so.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -85,7 +86,8 @@ def enter(procs: str, pid: int) -> None:
     try:
         Path(procs).write_text(str(pid), encoding="ascii")
         for child in _children(pid):
-            Path(procs).write_text(str(child), encoding="ascii")
+            with contextlib.suppress(ProcessLookupError):
+                Path(procs).write_text(str(child), encoding="ascii")
     except ProcessLookupError:
         pass  # it has ended, which is told elsewhere
     except OSError as error:

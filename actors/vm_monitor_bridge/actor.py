@@ -192,9 +192,7 @@ class VmMonitorBridge(Actor[VmMessage]):
         return WatchEnded(effect.run)
 
     def _size(self, effect: Size, cancellation: Cancellation) -> Message:
-        total = effect.total
-        if total is None:
-            total = self._memory.total(effect.postmaster)
+        total = self._memory.total(effect.postmaster, effect.total)
         size = None
         if effect.cache:
             size = self._file_cache.resize(decisions.FILE_CACHE.size(total), cancellation)

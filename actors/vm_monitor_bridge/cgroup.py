@@ -40,12 +40,15 @@ class CgroupMemory(Memory):
         self._threshold = threshold
 
     @override
-    def total(self, postmaster: int) -> int:
-        total = cgroup.machine_memory(proc=self._proc)
+    def total(self, postmaster: int, granted: int | None = None) -> int:
+        total = cgroup.machine_memory(proc=self._proc) if granted is None else granted
         if total is None:
             msg = f"how much memory the machine has is not known: {self._proc}/meminfo does not say"
             raise VmError(msg)
-        limit = cgroup.limit(self._group(postmaster))
+        try:
+            limit = cgroup.limit(self._group(postmaster))
+        except VmError:  # who watches says so
+            return total
         return total if limit is None else min(total, limit.bytes)
 
     @override

@@ -158,10 +158,9 @@ class Stale(msgspec.Struct, frozen=True):
 def judge_downscale(target: int, memory: Summary, now_s: float) -> Denial | Stale | None:
     """Say why the machine must not shrink to `target` bytes (usable ones); None when it may."""
     if not memory.is_fresh(now_s):
-        return Stale(
-            f"the memory in use is not known: the last sample is {now_s - memory.at_s:.1f} s old "
-            f"(limit {FRESH_S:g} s)"
-        )
+        age = f"{now_s - memory.at_s:.1f} s"
+        last = f"the last sample is {age} old" if memory.count else f"there has been no sample for {age}"
+        return Stale(f"the memory in use is not known: {last} (limit {FRESH_S:g} s)")
     if memory.count <= 1:
         return Denial("haven't received enough cgroup memory stats yet")
     after = threshold(target)

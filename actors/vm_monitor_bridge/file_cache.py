@@ -43,6 +43,8 @@ class NeonFileCache(FileCache):
         self._connstr = connstr
         self._limit = limit
         self._maximum = maximum
+        self._in_doubt = False
+        """What is in force need not be what is written: somebody's next reload could bring another size."""
 
     @override
     def resize(self, size: int, cancellation: Cancellation) -> int | None:
@@ -71,7 +73,7 @@ class NeonFileCache(FileCache):
                 if self._limit not in found or self._maximum not in found:
                     return None
                 wanted = min(size, found[self._maximum]) // MIB * MIB
-                if found[self._limit] != wanted:
+                if found[self._limit] != wanted or self._in_doubt:
                     await self._set(connection, wanted)
                 return wanted
             finally:
@@ -103,6 +105,7 @@ class NeonFileCache(FileCache):
 
         name = sql.SQL(".").join(map(sql.Identifier, self._limit.split(".")))
         statement = sql.SQL("ALTER SYSTEM SET {} = {}").format(name, sql.Literal(size // MIB))
+        self._in_doubt = True
         await connection.execute(statement)
         await connection.execute("SELECT pg_catalog.pg_reload_conf()")
         loop = asyncio.get_running_loop()
@@ -111,11 +114,13 @@ class NeonFileCache(FileCache):
             cursor = await connection.execute(READ, ([self._limit],))
             seen = [value for _, value in await cursor.fetchall()]
             if seen == [size]:
+                self._in_doubt = False
                 return
             if loop.time() >= until_s:
                 msg = (
                     f"{self._limit} was set to {size // MIB} MB by ALTER SYSTEM and is still {seen} (bytes) after a "
-                    "reload: something else, such as the command line of Postgres, overrides it"
+                    "reload: something else, such as the command line of Postgres, overrides it, or an error in a "
+                    "configuration file has kept Postgres from loading it (see its log)"
                 )
                 raise VmError(msg)
             await asyncio.sleep(LOOK_AGAIN_S)

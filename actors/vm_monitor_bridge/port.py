@@ -48,8 +48,11 @@ class Memory(Protocol):
         """Be told what is too much, in bytes; never blocks."""
         ...
 
-    def total(self, postmaster: int) -> int:
-        """Return what the machine has, or less where a limit of Postgres's cgroup says so. Raises VmError."""
+    def total(self, postmaster: int, granted: int | None = None) -> int:
+        """Return what was granted, else what the machine has; less where a limit of Postgres's cgroup says so.
+
+        Raises VmError.
+        """
         ...
 
 

@@ -81,7 +81,7 @@ class Watch(msgspec.Struct, frozen=True):
 
 
 class Size(msgspec.Struct, frozen=True):
-    """Set the sizes for that much memory (None: what there is), the file cache only if `cache`."""
+    """Find out how much memory there is to use, of that (None: of the machine's), and set the file cache if `cache`."""
 
     work: int
     postmaster: int
@@ -182,7 +182,8 @@ class _Turn:
                 if self.state.on and run == self.state.run and self.state.serving is None:
                     self.serve()
             case CgroupFound(cgroup):
-                self.set(cgroup=cgroup)
+                if self.is_watching:
+                    self.set(cgroup=cgroup)
             case MemoryUsed(summary):
                 self.memory_used(summary)
             case WatchEnded(run, error):
@@ -259,6 +260,7 @@ class _Turn:
             serve_pause_s=FIRST_PAUSE_S,
             watch_pause_s=FIRST_PAUSE_S,
             cgroup=None,
+            memory=Summary(self.now_s),
             has_file_cache=None,
             queue=(),
         )
@@ -295,8 +297,12 @@ class _Turn:
 
     # --- Memory
 
+    @property
+    def is_watching(self) -> bool:
+        return self.state.on and self.state.watching == self.state.run
+
     def memory_used(self, summary: Summary) -> None:
-        if self.state.on and self.state.watching == self.state.run:
+        if self.is_watching:
             self.set(memory=summary, watch_error=None, watch_pause_s=FIRST_PAUSE_S)
             self.ask_if_needed()
 
@@ -307,6 +313,7 @@ class _Turn:
         if run != self.state.run:
             self.watch()
             return
+        self.set(cgroup=None, memory=Summary(self.state.memory.at_s))
         why = error or "it was ended"
         if why != self.state.watch_error:
             text = f"the memory of Postgres is not known, so no downscale is approved: {why}"
@@ -455,10 +462,6 @@ class _Turn:
         cache = self.state.resizes and self.state.has_file_cache is not False
         if task.kind is Kind.SET_UP:
             cache = self.state.resizes
-        elif not cache:
-            assert task.total is not None  # noqa: S101 - the agent has said it
-            self.done(task, task.total, None)
-            return
         self.set(sizing=task, sizing_run=self.state.run, works=self.state.works + 1)
         self.effects.append(Size(self.state.works, self.state.postmaster, task.total, cache))
 
@@ -479,11 +482,17 @@ class _Turn:
             case None:
                 return True
             case Denial(reason):
+                reason = self.with_trouble(reason)
                 self.answer(task, protocol.DownscaleResult(ok=False, status=reason, id=task.id))
                 self.decided("downscale_denied", reason)
             case Stale(reason):
-                self.fail(task, reason)
+                self.fail(task, self.with_trouble(reason))
         return False
+
+    def with_trouble(self, reason: str) -> str:
+        """Add to what is not known of the memory why it is not."""
+        trouble = self.state.watch_error
+        return reason if trouble is None else f"{reason}: {trouble}"
 
     def sized(self, message: Sized) -> None:
         task = self.state.sizing

@@ -123,6 +123,8 @@ class FakeMemory(Memory):
         self._clock = clock
         self.heard: Heard | None = None
         self.machine = 4 * GIB
+        self.limit: int | None = None
+        """Of the cgroup."""
         self.unreadable = False
         self.expected: int | None = None
 
@@ -146,8 +148,9 @@ class FakeMemory(Memory):
         self.expected = threshold
 
     @override
-    def total(self, postmaster: int) -> int:
-        return self.machine
+    def total(self, postmaster: int, granted: int | None = None) -> int:
+        total = self.machine if granted is None else granted
+        return total if self.limit is None else min(total, self.limit)
 
     def use(self, used: int, *, count: int = 5) -> None:
         """Tell of an average, as of now."""

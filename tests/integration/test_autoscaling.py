@@ -276,6 +276,24 @@ def test_what_is_in_the_way_of_a_size_is_told(cluster: MakeCluster, binaries15: 
         resize(NeonFileCache(Secret("host=localhost sslmode=require")), GIB)
 
 
+def test_a_size_that_was_written_and_not_loaded_does_not_come_back_later(
+    cluster: MakeCluster, binaries15: Binaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cluster(binaries15)
+    file_cache = cache(made)
+    assert resize(file_cache, 0) == 0
+    conf = made.pgdata / "postgresql.conf"
+    right = conf.read_text()
+    conf.write_text(f"{right}\nwrong on purpose\n")
+    monkeypatch.setattr("compute_node.actors.vm_monitor_bridge.file_cache.RELOAD_S", 0.2)
+    with pytest.raises(VmError, match=r"is still .* after a reload"):
+        resize(file_cache, 64 * MIB)
+    conf.write_text(right)
+    assert resize(file_cache, 0) == 0, "which is in force, and not what is written"
+
+    assert "wal_keep_size = '0'" in (made.pgdata / "postgresql.auto.conf").read_text()
+
+
 def test_a_first_reading_that_fails_is_made_good_by_a_second_connection(
     cluster: MakeCluster, binaries15: Binaries, monkeypatch: pytest.MonkeyPatch
 ) -> None:

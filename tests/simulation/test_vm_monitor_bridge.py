@@ -11,10 +11,11 @@ from compute_node.actors.vm_monitor_bridge.decisions import (
     FRESH_S,
     MIB,
     SETTLING_S,
+    Summary,
     threshold,
     usable,
 )
-from compute_node.actors.vm_monitor_bridge.private import Sized
+from compute_node.actors.vm_monitor_bridge.private import CgroupFound, MemoryUsed, Sized
 from compute_node.actors.vm_monitor_bridge.protocol import (
     Chosen,
     DownscaleResult,
@@ -127,6 +128,18 @@ def test_an_upscale_is_followed(stage: Stage) -> None:
     assert stage.cache.size == FILE_CACHE.size(usable(8 * GIB))
     assert stage.memory.expected == threshold(usable(8 * GIB))
     assert stage.decisions == ["sizes_set", "upscale_confirmed"]
+
+
+def test_what_is_granted_beyond_the_limit_of_the_cgroup_does_not_count(stage: Stage) -> None:
+    stage.memory.limit = 2 * GIB
+    peer = stage.connect()
+
+    assert stage.say(peer, grown(2, 8 * GIB)) == [UpscaleConfirmation(2)]
+    assert stage.cache.size == FILE_CACHE.size(2 * GIB)
+    assert stage.memory.expected == threshold(2 * GIB)
+    stage.memory.limit = None
+    assert stage.say(peer, grown(4, 8 * GIB)) == [UpscaleConfirmation(4)]
+    assert stage.memory.expected == threshold(usable(8 * GIB))
 
 
 def test_an_upscale_that_fails_is_told_with_its_causes_and_changes_no_threshold(stage: Stage) -> None:
@@ -258,6 +271,36 @@ def test_a_cgroup_that_cannot_be_read_is_no_zero_and_is_tried_again(
     (answer,) = stage.say(peer, shrink(4, 2 * GIB))
     assert isinstance(answer, DownscaleResult)
     assert answer.ok
+
+
+def test_memory_that_cannot_be_read_any_more_is_not_shown_as_if_it_were_known(stage: Stage) -> None:
+    stage.use(200 * MIB)
+    peer = stage.connect()
+    stage.memory.unreadable = True
+    stage.runtime.settle()
+
+    (answer,) = stage.say(peer, shrink(2, 2 * GIB))
+    assert isinstance(answer, DownscaleResult)
+    assert not answer.ok
+    assert answer.status.endswith("memory.stat cannot be read"), "the reason behind it is told, too"
+    shown = stage.shown()
+    assert (shown.memory, shown.cgroup) == (None, None)
+    assert ("memory",) not in stage.runtime.metrics.read(AUTOSCALING_BYTES)
+
+
+def test_a_downscale_without_any_sample_is_not_told_of_an_old_one() -> None:
+    stage = Stage()
+    stage.memory.unreadable = True
+    stage.start()
+    peer = stage.connect()
+    stage.runtime.advance(FRESH_S + 1)
+
+    (answer,) = stage.say(peer, shrink(2, GIB))
+    assert answer == Failure(
+        "failed to downscale: the memory in use is not known: there has been no sample for 6.0 s (limit 5 s): "
+        "memory.stat cannot be read",
+        2,
+    )
 
 
 def test_pressure_is_told_once_a_second_with_odd_numbers_from_three_on(stage: Stage) -> None:
@@ -487,6 +530,16 @@ def test_nothing_goes_on_before_the_start_and_after_the_stop() -> None:
     assert stage.memory.expected is None
     assert stage.runtime.metrics.read(AUTOSCALING_BYTES) == {}
     assert stage.runtime.metrics.read(AUTOSCALING_CONNECTED)[()] == 0
+
+
+def test_what_the_watch_says_when_it_is_over_is_not_shown(stage: Stage) -> None:
+    stage.use(GIB)
+    stage.stop()
+    stage.bridge.tell(CgroupFound(GROUP))  # it was under way already
+    stage.bridge.tell(MemoryUsed(Summary(stage.clock.now(), GIB, 5)))
+    stage.runtime.settle()
+
+    assert stage.shown() == Autoscaling(enabled=True, manages=("cgroup",))
 
 
 def test_a_stop_breaks_a_sizing_off_and_a_start_begins_anew(stage: Stage) -> None:

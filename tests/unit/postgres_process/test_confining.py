@@ -98,6 +98,22 @@ def test_a_group_that_refuses_the_pid_is_warned_about(tree: Tree, caplog: pytest
     assert f"{tree.procs} refuses process {os.getpid()}: No such file" in caplog.text
 
 
+def test_a_child_that_has_ended_by_then_keeps_no_other_out(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, written = 4712, list[str]()
+
+    def write(_: Path, text: str, **__: str) -> None:
+        if text == str(gone):
+            raise ProcessLookupError
+        written.append(text)
+
+    monkeypatch.setattr(Path, "write_text", write)
+    monkeypatch.setattr(confining, "_children", lambda _: (gone, 4713))
+    enter(str(tree.procs), 4711)
+    assert written == ["4711", "4713"]
+
+
 def test_the_children_that_are_there_by_then_go_along(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.make()
     written: list[str] = []

@@ -88,8 +88,8 @@ class StillMemory(Memory):
         pass
 
     @override
-    def total(self, postmaster: int) -> int:
-        return 4 * GIB
+    def total(self, postmaster: int, granted: int | None = None) -> int:
+        return 4 * GIB if granted is None else granted
 
 
 class InstantCache(FileCache):

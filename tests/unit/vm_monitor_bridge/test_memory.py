@@ -123,6 +123,23 @@ def test_there_is_as_much_as_the_machine_has_or_the_smallest_limit_allows(
         group.memory.total(PID)
 
 
+def test_where_no_group_can_be_read_there_is_what_the_machine_has(group: Group) -> None:
+    (group.proc / str(PID) / "cgroup").write_text("")
+    assert group.memory.total(PID) == 4 << 30
+    (group.proc / str(PID) / "cgroup").unlink()
+    assert group.memory.total(PID) == 4 << 30
+
+
+def test_what_is_granted_counts_up_to_the_smallest_limit_and_needs_no_look_at_the_machine(
+    group: Group,
+) -> None:
+    (group.proc / "meminfo").unlink()
+    assert group.memory.total(PID, 8 << 30) == 8 << 30
+    (group.path / "memory.max").write_text(str(2 << 30))
+    assert group.memory.total(PID, 8 << 30) == 2 << 30
+    assert group.memory.total(PID, 1 << 30) == 1 << 30
+
+
 def told(
     sampler: Sampler, samples: list[int], threshold: int | None, *, from_s: float = 0.0
 ) -> list[Summary]:
