@@ -165,11 +165,11 @@ async def _begin(reader: "StreamReader", writer: "StreamWriter", silence_s: floa
     from http.client import HTTPException, HTTPResponse
 
     reading = asyncio.ensure_future(reader.readuntil(_HEAD_END))
-    unsent = writer.transport.get_write_buffer_size() + 1
+    unsent = writer.transport.get_write_buffer_size()
     try:
         while not (await asyncio.wait({reading}, timeout=silence_s))[0]:
             before, unsent = unsent, writer.transport.get_write_buffer_size()
-            if unsent in {0, before}:
+            if unsent == before:
                 msg = f"no answer within {silence_s:g} s"
                 raise WebError(msg)
         response = HTTPResponse(cast("socket.socket", _Bytes(await reading)))

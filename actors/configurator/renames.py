@@ -89,11 +89,11 @@ def resolve(steps: Iterable[Step], wanted: AbstractSet[str]) -> Resolved:
                 refused |= {name: AMBIGUOUS, successor.origin: AMBIGUOUS}
             elif successor is None and thing.deleted and name in wanted:
                 refused[name] = "the spec lists it and asks to delete it; remove one of the two"
-        if not thing.deleted and thing.target not in wanted and (kept := wanted & set(thing.names)):
+        if not thing.deleted and thing.target not in wanted:
             reason = (
                 f"the spec lists it and asks to rename it to {shown(thing.target)}, which it does not list"
             )
-            refused |= dict.fromkeys(kept, reason)
+            refused |= dict.fromkeys((name for name in thing.names if name in wanted), reason)
     things = _without_refused(_ordered(things), refused)
     successors = {thing.target: thing.origin for thing in things if not thing.deleted}
     changes: list[Change] = []
@@ -152,7 +152,7 @@ def _ordered(things: list[_Thing]) -> list[_Thing]:
 def _without_refused(things: list[_Thing], refused: dict[str, str]) -> list[_Thing]:
     """Leave out what is refused, and what touches a name that is: order and conditions hang together."""
     remaining = list(things)
-    while touched := {thing for thing in remaining if any(name in refused for name in thing.names)}:
+    while touched := [thing for thing in remaining if any(name in refused for name in thing.names)]:
         refused |= {thing.origin: AMBIGUOUS for thing in touched if thing.origin not in refused}
         remaining = [thing for thing in remaining if thing not in touched]
     return remaining

@@ -117,3 +117,10 @@ def test_what_is_refused_does_not_hold_up_the_rest() -> None:
     resolved = resolve([*exchange, Step("x", "y"), Step("z")], {"a", "b", "y"})
     assert set(resolved.changes) == {Renaming("x", "y"), Deletion("z")}
     assert dict(resolved.refused) == {"a": AMBIGUOUS, "b": AMBIGUOUS}
+
+
+def test_refusals_come_in_the_order_of_the_list() -> None:
+    passing_by = [step for i in range(20) for step in (Step(f"a{i:02}", "x"), Step("x", f"b{i:02}"))]
+    wanted = {"x", *(f"b{i:02}" for i in range(20))}
+    refused = [name for name, _ in resolve([Step("x"), *passing_by], wanted).refused]
+    assert refused == ["x", *(f"a{i:02}" for i in range(20))]

@@ -233,27 +233,27 @@ def test_a_server_that_trickles_is_given_up_when_the_whole_takes_too_long() -> N
 
 
 def test_a_slow_taker_of_a_large_body_is_not_silent_and_one_that_stops_is() -> None:
-    """Each 150 ms it takes a piece; what the kernel holds of the 32 MiB is by far less."""
+    """Each 250 ms it takes a piece; what the kernel holds of the 32 MiB is by far less."""
     body = bytes(32 << 20)
 
     def conversation(client: socket.socket) -> None:
         hear(client)
         taken = 0
         while not (stops and taken > 4 << 20) and taken < len(body):
-            server.closing.wait(0.15)
+            server.closing.wait(0.25)
             taken += len(client.recv(2 << 20, socket.MSG_WAITALL))
         if stops:
             server.closing.wait()
         client.sendall(BY_LENGTH)
 
-    limits = Limits(total_s=50.0, silence_s=1.5)
+    limits = Limits(total_s=50.0, silence_s=3.0)
     for stops in (False, True):
         with serving(conversation) as server:
             request = Request(server.url, {}, "PUT", body)
             if not stops:
                 assert exchange(request, limits, Cancellation()) == HELLO
                 continue
-            with pytest.raises(WebError, match=r"no answer within 1\.5 s"):
+            with pytest.raises(WebError, match="no answer within 3 s"):
                 exchange(request, limits, Cancellation())
 
 
