@@ -4,17 +4,21 @@ A relation is known by database, schema and name, and by the number of its file:
 FULL) its blocks are others, so they are not read. Both survive a base backup and a restart.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 
-from .packing import StateError
+from .packing import DECODING, StateError
 
 MAGIC: Final = b"compute-node shared buffers 1\n"
 FORKS: Final = ("main", "fsm", "vm", "init")
 SHARED: Final = ""
 """The database of relations that belong to all databases."""
+AT_ONCE: Final = 10_000
+"""Ranges that are examined in some 10 ms."""
+_RANGE: Final = re.compile(r"(\d{1,10})\+(\d{1,10})(?:,(?=\d)|\Z)", re.ASCII)
 
 
 class Relation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -69,43 +73,60 @@ def encode(buffers: Buffers) -> bytes:
 
 
 def decode(state: bytes) -> Buffers:
-    """Read a state. Raises StateError."""
-    if not state.startswith(MAGIC):
-        msg = "decoding LFC state: it is not of the shared buffers of a plain Postgres"
-        raise StateError(msg)
-    try:
-        buffers = _decoder.decode(memoryview(state)[len(MAGIC) :])
-        for relation in buffers.relations:
-            _check(relation)
-    except ValueError as error:  # msgspec's own are, too
-        msg = f"decoding LFC state: {error}"
-        raise StateError(msg) from None
+    """Read a state and examine it. Raises StateError."""
+    buffers = parse(state)
+    for _ in examine(buffers):
+        pass
     return buffers
 
 
-def _check(relation: Relation) -> None:
-    if not 0 <= relation.fork < len(FORKS):
-        msg = f"there is no fork {relation.fork}"
-        raise ValueError(msg)
-    counted = sum(count for _, count in spans(relation.ranges))
-    if counted != relation.blocks:
-        msg = f"{relation.blocks} blocks of {relation.name!r} are told, and {counted} listed"
-        raise ValueError(msg)
+def parse(state: bytes) -> Buffers:
+    """Read a state, which is then to be examined. Raises StateError."""
+    if not state.startswith(MAGIC):
+        msg = f"{DECODING}: it is not of the shared buffers of a plain Postgres"
+        raise StateError(msg)
+    try:
+        return _decoder.decode(memoryview(state)[len(MAGIC) :])
+    except ValueError as error:  # msgspec's own are, too
+        msg = f"{DECODING}: {error}"
+        raise StateError(msg) from None
+
+
+def examine(buffers: Buffers) -> Iterator[None]:
+    """See that a state does not contradict itself; there are pauses, as it may have millions of ranges.
+
+    Raises StateError.
+    """
+    seen = 0
+    for relation in buffers.relations:
+        if not 0 <= relation.fork < len(FORKS):
+            msg = f"{DECODING}: there is no fork {relation.fork}"
+            raise StateError(msg)
+        counted = 0
+        for _, count in spans(relation.ranges):
+            counted += count
+            seen += 1
+            if seen % AT_ONCE == 0:
+                yield
+        if counted != relation.blocks:
+            msg = f"{DECODING}: {relation.blocks} blocks of {relation.name!r} are told, and {counted} listed"
+            raise StateError(msg)
 
 
 def spans(ranges: str) -> Iterator[tuple[int, int]]:
-    """Yield first block and count of each range. Raises ValueError."""
-    end = 0
-    for part in ranges.split(","):
-        gap, _, count = part.partition("+")
-        first, size = end + int(gap), int(count)
-        if first < end or size < 1:
-            msg = f"{part!r} is no range"
-            raise ValueError(msg)
-        end = first + size
+    """Yield first block and count of each range. Raises StateError."""
+    end = place = 0
+    while place < len(ranges) or not end:
+        found = _RANGE.match(ranges, place)
+        size = int(found[2]) if found else 0
+        if found is None or size < 1:
+            msg = f"{DECODING}: {ranges[place : place + 30]!r} does not begin with a range"
+            raise StateError(msg)
+        first = end + int(found[1])
+        end, place = first + size, found.end()
         if end > 2**32:
-            msg = f"{part!r} leads beyond the last block there can be"
-            raise ValueError(msg)
+            msg = f"{DECODING}: {found[0]!r} leads beyond the last block there can be"
+            raise StateError(msg)
         yield first, size
 
 

@@ -16,13 +16,23 @@ import msgspec
 from psycopg import Error, sql
 
 from ...postgres.asking import Row, StatementError, ask
-from ...postgres.text import one_line
-from .blocks import FORKS, SHARED, Batches, Buffers, Pace, Relation, Run, decode, encode, runs, total_of
-from .port import CacheError, Counts, Progress
+from .blocks import (
+    FORKS,
+    SHARED,
+    Batches,
+    Buffers,
+    Pace,
+    Relation,
+    Run,
+    encode,
+    examine,
+    parse,
+    runs,
+    total_of,
+)
+from .port import CacheError, Counts, NoModuleError, Progress
 from .sessions import Connection, Sessions
 
-QUERYING: Final = "querying LFC state"
-LOADING: Final = "loading LFC state into postgres"
 MOST_RUNS: Final = 500
 """Ranges in one statement."""
 LOOK_S: Final = 0.1
@@ -30,6 +40,8 @@ TELL_S: Final = 0.25
 """How often users are looked at, and progress is told."""
 NICE: Final = 10
 NO_MODULE: Final = "58P01"
+SESSION_ENDED: Final = "57P"
+"""How the states of a statement begin with which its session ends, too."""
 
 IN_RECOVERY: Final = b"SELECT pg_catalog.pg_is_in_recovery()"
 MAKE_LISTER: Final = b"""\
@@ -117,57 +129,41 @@ SELECT setting::pg_catalog.int8 FROM pg_catalog.pg_settings WHERE name = 'shared
 log = logging.getLogger("compute_node.lfc")
 
 
-class _Gone(Exception):  # noqa: N818 - no error: it is skipped
-    """What is to be read is not there any more, or cannot be read."""
-
-
 # --- Taking ------------------------------------------------------------------------------------------------
 
 
 async def take(sessions: Sessions, connection: Connection) -> bytes | None:
-    """Return which blocks are cached, of all databases; None when there are none. Raises CacheError."""
-    try:
-        lister = await _function(connection, "pg_buffercache", "pg_buffercache_pages", MAKE_LISTER)
-        rows = await ask(connection, sql.SQL(LIST).format(lister).as_bytes(connection))
-        databases = {_int(oid): (name or b"").decode() for oid, name in await ask(connection, DATABASES)}
-        found = list(await _named(connection, SHARED, [row for row in rows if row[0] == b"0"]))
-        for oid, name in databases.items():
-            own = [row for row in rows if _int(row[0]) == oid]
-            if own:
-                found += await _visit(sessions, name, own)
-    except (StatementError, Error, _Gone) as error:
-        msg = f"{QUERYING}: {one_line(error)}"
-        raise CacheError(msg) from None
+    """Return which blocks are cached, of all databases; None when there are none.
+
+    Raises CacheError, StatementError and psycopg.Error.
+    """
+    lister = await _function(connection, "pg_buffercache", "pg_buffercache_pages", MAKE_LISTER)
+    cached: dict[int, list[Row]] = {}
+    for row in await ask(connection, sql.SQL(LIST).format(lister).as_bytes(connection)):
+        cached.setdefault(_int(row[0]), []).append(row)
+    found = await _named(connection, SHARED, cached.get(0, []))
+    for database, oid in (await _databases(connection)).items():
+        if oid not in cached:
+            continue
+        try:
+            async with sessions.connect(database) as visit:
+                found += await _named(visit, database, cached[oid])
+        except (CacheError, StatementError, Error):
+            if await _is_there(sessions, connection, database):
+                raise
     return encode(Buffers(tuple(found))) if found else None
 
 
-async def _visit(sessions: Sessions, database: str, rows: Sequence[Row]) -> list[Relation]:
-    """Name the relations of one database; one that is gone has none, one that cannot be asked is an error."""
-    try:
-        async with sessions.connect(database) as connection:
-            return await _named(connection, database, rows)
-    except CacheError as error:
-        if "does not exist" in str(error):
-            return []
-        raise
-
-
 async def _named(connection: Connection, database: str, rows: Sequence[Row]) -> list[Relation]:
+    """Name the relations of a database, but those whose names no state can hold."""
     wanted = [{"n": n, "t": _int(row[1]), "f": _int(row[2])} for n, row in enumerate(rows)]
     relations = []
-    for number, schema, name in await ask(connection, NAMES, [msgspec.json.encode(wanted)]):
+    for number, *names in await ask(connection, NAMES, [msgspec.json.encode(wanted)]):
         _, _, filenode, fork, blocks, ranges = rows[_int(number)]
-        relations.append(
-            Relation(
-                database,
-                (schema or b"").decode(),
-                (name or b"").decode(),
-                _int(fork),
-                _int(filenode),
-                _int(blocks),
-                (ranges or b"").decode(),
-            )
-        )
+        schema, name = (_name(one) for one in names)
+        if schema is not None and name is not None:
+            known = (_int(fork), _int(filenode), _int(blocks), (ranges or b"").decode())
+            relations.append(Relation(database, schema, name, *known))
     return relations
 
 
@@ -189,19 +185,8 @@ class _Load:
         self.skipped = 0
 
     async def database(self, connection: Connection, relations: Sequence[Relation]) -> None:
-        """Read what one database still has of its relations, and skip the rest."""
-        before = self.prewarmed + self.skipped
+        """Read what one database still has of its relations; the rest is for the caller to skip."""
         _give_way(connection)
-        try:
-            await self._read(connection, relations)
-        finally:
-            self.skip(total_of(relations) - (self.prewarmed + self.skipped - before))
-
-    def skip(self, blocks: int) -> None:
-        """Count blocks that are not read."""
-        self.skipped += blocks
-
-    async def _read(self, connection: Connection, relations: Sequence[Relation]) -> None:
         reader = await _function(connection, "pg_prewarm", "pg_prewarm", MAKE_READER)
         read = sql.SQL(READ).format(reader).as_bytes(connection)
         wanted = [
@@ -209,7 +194,7 @@ class _Load:
             for n, r in enumerate(relations)
         ]
         files = await _files(connection, wanted)
-        self.skip(total_of(r for n, r in enumerate(relations) if n not in files))
+        self.skipped += total_of(r for n, r in enumerate(relations) if n not in files)
         sizes = [(r, files[n][1] if n in files else 0) for n, r in enumerate(relations)]
         batches = Batches(runs(sizes))
         gone: set[int] = set()
@@ -242,7 +227,9 @@ class _Load:
                 for run in batch
             ]
             await ask(connection, read, [msgspec.json.encode(rows)])
-        except StatementError:
+        except StatementError as error:
+            if error.sqlstate.startswith(SESSION_ENDED):
+                raise
             numbers = {run.relation for run in batch}
             if len(numbers) == 1:
                 return list(numbers)  # dropped, cut or locked meanwhile
@@ -283,7 +270,9 @@ async def _files(
     """Return oid and size in blocks of what is still there and not locked, by its number."""
     try:
         rows = await ask(connection, FILES, [msgspec.json.encode(wanted)])
-    except StatementError:
+    except StatementError as error:
+        if error.sqlstate.startswith(SESSION_ENDED):
+            raise
         if len(wanted) == 1:
             return {}
         half = len(wanted) // 2
@@ -292,52 +281,76 @@ async def _files(
 
 
 async def load(sessions: Sessions, connection: Connection, state: bytes, progress: Progress) -> Counts:
-    """Read the blocks of a state, as far as they are still there and have room. Raises CacheError, StateError."""
-    buffers = decode(state)
+    """Read the blocks of a state, as far as they are still there and have room.
+
+    Raises CacheError, StateError, StatementError and psycopg.Error.
+    """
+    buffers = parse(state)
+    for _ in examine(buffers):
+        await asyncio.sleep(0)
     total = buffers.total
     by_database: dict[str, list[Relation]] = {}
     for relation in buffers.relations:
         by_database.setdefault(relation.database, []).append(relation)
     progress(Counts(total))
-    without: list[str] = []
-    try:
-        there = {(name or b"").decode() for _, name in await ask(connection, DATABASES)}
-        under_way = _Load(total, _int((await ask(connection, ROOM))[0][0]), progress)
-        for database, relations in by_database.items():
-            if database not in there and database != SHARED:
-                under_way.skip(total_of(relations))
-                continue
-            try:
-                if database == SHARED:
-                    await under_way.database(connection, relations)
-                else:
-                    async with sessions.connect(database) as visit:
-                        await under_way.database(visit, relations)
-            except _Gone as error:
-                without.append(f"{database!r} ({error})")
-    except (StatementError, Error) as error:
-        msg = f"{LOADING}: {one_line(error)}"
-        raise CacheError(msg) from None
+    without: dict[str, NoModuleError] = {}
+    visited = done = 0
+    under_way = _Load(total, _int((await ask(connection, ROOM))[0][0]), progress)
+    for database, relations in by_database.items():
+        try:
+            if database == SHARED:
+                await under_way.database(connection, relations)
+            else:
+                async with sessions.connect(database) as visit:
+                    await under_way.database(visit, relations)
+            visited += 1
+        except NoModuleError as error:
+            without[database] = error
+        except (CacheError, StatementError, Error):
+            if await _is_there(sessions, connection, database):
+                raise
+        done += total_of(relations)
+        under_way.skipped = done - under_way.prewarmed
+    if without and not visited:
+        raise next(iter(without.values()))
     if without:
-        log.warning("the cache is not prewarmed for %d databases: %s", len(without), ", ".join(without[:10]))
+        named = ", ".join(f"{database!r} ({error})" for database, error in list(without.items())[:10])
+        log.warning("the cache is not prewarmed for %d databases: %s", len(without), named)
     return Counts(total, under_way.prewarmed, under_way.skipped)
 
 
-# --- The functions -----------------------------------------------------------------------------------------
+# --- Databases and functions -------------------------------------------------------------------------------
+
+
+async def _databases(connection: Connection) -> dict[str, int]:
+    """Return the oids of the databases that take sessions, but of those whose names are not UTF-8."""
+    rows = await ask(connection, DATABASES)
+    return {name: _int(oid) for oid, given in rows if (name := _name(given)) is not None}
+
+
+async def _is_there(sessions: Sessions, connection: Connection, database: str) -> bool:
+    """Tell whether a database is still there; who knocks waits for a DROP DATABASE that has not ended."""
+    if database == SHARED:
+        return True
+    with contextlib.suppress(CacheError, StatementError, Error):
+        async with sessions.connect(database):
+            pass
+    return database in await _databases(connection)
 
 
 async def _function(connection: Connection, module: str, symbol: str, make: bytes) -> sql.Identifier:
     """Return the name of a function of a module, which is made for this session if it may be.
 
-    Raises CacheError where the module is missing, and _Gone on a standby whose primary has not the extension.
+    Raises NoModuleError where the module is missing, or on a standby the extension, StatementError and psycopg.Error.
     """
     if await ask(connection, IN_RECOVERY) == [[b"t"]]:
         found = await ask(connection, FIND, [f"$libdir/{module}".encode(), symbol.encode()])
         if not found:
             msg = (
-                f"a standby has the extension {module} only from its primary: CREATE EXTENSION {module} there"
+                f"a standby has the extension {module} only from its primary: CREATE EXTENSION {module} there, "
+                f"in the database {connection.info.dbname!r}"
             )
-            raise _Gone(msg)
+            raise NoModuleError(msg)
         return sql.Identifier(*((part or b"").decode() for part in found[0]))
     try:
         await ask(connection, make)
@@ -345,9 +358,17 @@ async def _function(connection: Connection, module: str, symbol: str, make: byte
         if error.sqlstate != NO_MODULE:
             raise
         msg = f"the module {module} is not there: install PostgreSQL's contrib modules ({error})"
-        raise CacheError(msg) from None
+        raise NoModuleError(msg) from None
     return sql.Identifier("pg_temp", make.split(b"pg_temp.", 1)[1].split(b"(", 1)[0].decode())
 
 
 def _int(value: bytes | None) -> int:
     return int(value or 0)
+
+
+def _name(value: bytes | None) -> str | None:
+    """Return a name; None of one that is not UTF-8, as those of a database with SQL_ASCII may be."""
+    try:
+        return (value or b"").decode()
+    except UnicodeDecodeError:
+        return None

@@ -3,7 +3,8 @@
 Light to import: the driver is loaded by the first who asks.
 """
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec.structs import replace
 from typing_extensions import override
@@ -16,11 +17,16 @@ from ..kit.jobs import Cancellation
 from .port import Cache, CacheError, Counts, Progress, Taken
 
 if TYPE_CHECKING:
-    from .sessions import Connection
+    from .sessions import Connection, Sessions
+
+R = TypeVar("R")
 
 TAKE_S: Final = 120.0
 LOAD_S: Final = 7_200.0
 """Longest time for a prewarm; what hangs must not be in the way of everything after it for ever."""
+TAKING: Final = "querying LFC state"
+LOADING: Final = "loading LFC state into postgres"
+"""The counterpart's texts."""
 HAS_NEON: Final = b"SELECT pg_catalog.to_regprocedure('neon.get_local_cache_state(integer)') IS NOT NULL"
 
 LIFE: Final = b"""\
@@ -41,64 +47,71 @@ class PostgresCache(Cache):
 
     @override
     def take(self, cancellation: Cancellation) -> Taken:
-        import asyncio
+        async def taken(sessions: "Sessions", connection: "Connection") -> Taken:
+            from . import buffers, neon
 
-        from ...postgres.asking import ask
-        from . import buffers, neon
-        from .sessions import Sessions
+            life = await life_of(connection)
+            if await has_neon(connection):
+                return Taken(await neon.take(connection), life)
+            return Taken(await buffers.take(sessions, connection), life)
 
-        sessions = Sessions(self._target)
-
-        async def taken() -> Taken:
-            async with asyncio.timeout(self._take_s), sessions.connect() as connection:
-                life = await life_of(connection, "querying LFC state")
-                if await ask(connection, HAS_NEON) == [[b"t"]]:
-                    return Taken(await neon.take(connection), life)
-                return Taken(await buffers.take(sessions, connection), life)
-
-        try:
-            return run_async(taken, cancellation)
-        except TimeoutError:
-            msg = f"querying LFC state: it took longer than {self._take_s:g} s, and was broken off"
-            raise CacheError(msg) from None
+        return self._ask(taken, TAKING, self._take_s, cancellation)
 
     @override
     def load(self, state: bytes, progress: Progress, cancellation: Cancellation) -> Counts:
-        import asyncio
+        async def loaded(sessions: "Sessions", connection: "Connection") -> Counts:
+            from . import buffers, neon
 
-        from ...postgres.asking import ask
-        from . import buffers, neon
-        from .sessions import Sessions
+            if await has_neon(connection):
+                counts = await neon.load(sessions, connection, state, progress)
+            else:
+                counts = await buffers.load(sessions, connection, state, progress)
+            # a session of before a crash does not answer any more
+            return replace(counts, life=await life_of(connection))
 
-        sessions = Sessions(self._target)
+        return self._ask(loaded, LOADING, self._load_s, cancellation)
 
-        async def loaded() -> Counts:
-            async with asyncio.timeout(self._load_s), sessions.connect() as connection:
-                if await ask(connection, HAS_NEON) == [[b"t"]]:
-                    counts = await neon.load(sessions, connection, state, progress)
-                else:
-                    counts = await buffers.load(sessions, connection, state, progress)
-                # a session of before a crash does not answer any more
-                return replace(counts, life=await life_of(connection, "loading LFC state into postgres"))
+    def _ask(
+        self,
+        work: "Callable[[Sessions, Connection], Awaitable[R]]",
+        doing: str,
+        limit_s: float,
+        cancellation: Cancellation,
+    ) -> R:
+        """Do the work in a session, within its time. Raises CacheError, and what else the work raises."""
 
-        try:
-            return run_async(loaded, cancellation)
-        except TimeoutError:
-            msg = (
-                f"loading LFC state into postgres: it took longer than {self._load_s:g} s, and was broken off"
-            )
-            raise CacheError(msg) from None
+        async def asked() -> R:
+            import asyncio
+
+            from psycopg import Error
+
+            from ...postgres.asking import StatementError
+            from .sessions import Sessions
+
+            sessions = Sessions(self._target)
+            try:
+                async with asyncio.timeout(limit_s), sessions.connect() as connection:
+                    return await work(sessions, connection)
+            except TimeoutError:
+                msg = f"{doing}: it took longer than {limit_s:g} s, and was broken off"
+                raise CacheError(msg) from None
+            except (StatementError, Error) as error:
+                msg = f"{doing}: {one_line(error)}"
+                raise CacheError(msg) from None
+
+        return run_async(asked, cancellation)
 
 
-async def life_of(connection: "Connection", doing: str) -> str | None:
-    """Name the life of the server's shared memory. Raises CacheError."""
-    from psycopg import Error
+async def has_neon(connection: "Connection") -> bool:
+    """Tell whether the extension neon is there. Raises StatementError and psycopg.Error."""
+    from ...postgres.asking import ask
 
-    from ...postgres.asking import StatementError, ask
+    return await ask(connection, HAS_NEON) == [[b"t"]]
 
-    try:
-        [[life]] = await ask(connection, LIFE)
-    except (StatementError, Error) as error:
-        msg = f"{doing}: {one_line(error)}"
-        raise CacheError(msg) from None
+
+async def life_of(connection: "Connection") -> str | None:
+    """Name the life of the server's shared memory. Raises StatementError and psycopg.Error."""
+    from ...postgres.asking import ask
+
+    [[life]] = await ask(connection, LIFE)
     return None if life is None else life.decode()

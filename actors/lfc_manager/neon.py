@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from psycopg import Error
 
 from ...postgres.asking import StatementError, ask, break_off
-from ...postgres.text import one_line
 from .packing import StateError
 from .port import CacheError, Counts, Progress
 from .sessions import Connection, Sessions
@@ -26,12 +25,19 @@ _CHUNK: Final = 20
 _MAX_CHUNK_LOG: Final = 7
 
 
-def chunks_of(state: bytes) -> int:
-    """Return how many chunks a state has, once its head and length are right. Raises StateError."""
+class Size(NamedTuple):
+    """How much of the cache a state describes."""
+
+    chunks: int
+    pages: int
+
+
+def size_of(state: bytes) -> Size:
+    """Return what the head of a state tells, once its length is right. Raises StateError."""
     if len(state) < _HEAD.size:
         msg = f"decoding LFC state: it has {len(state)} bytes, and its head alone has {_HEAD.size}"
         raise StateError(msg)
-    magic, chunks, _, chunk_log = _HEAD.unpack_from(state)
+    magic, chunks, pages, chunk_log = _HEAD.unpack_from(state)
     if magic != _MAGIC:
         msg = "decoding LFC state: it is not of the cache of the extension neon"
         raise StateError(msg)
@@ -42,35 +48,31 @@ def chunks_of(state: bytes) -> int:
     if len(state) != length:
         msg = f"decoding LFC state: it has {len(state)} bytes, and {length} are told"
         raise StateError(msg)
-    return int(chunks)
+    return Size(chunks, pages)
 
 
 async def take(connection: Connection) -> bytes | None:
-    """Return the state of the cache; None when it is off or empty. Raises CacheError."""
-    try:
-        [[state]] = await ask(connection, TAKE, binary=True)
-    except (StatementError, Error) as error:
-        msg = f"querying LFC state: {one_line(error)}"
-        raise CacheError(msg) from None
+    """Return the state of the cache; None when it is off or empty.
+
+    Raises CacheError, StatementError and psycopg.Error.
+    """
+    [[state]] = await ask(connection, TAKE, binary=True)
     if state is None:
         return None
     try:
-        return state if chunks_of(state) else None
+        return state if all(size_of(state)) else None
     except StateError as error:
         msg = f"querying LFC state: what Postgres returned is no state: {error}"
         raise CacheError(msg) from None
 
 
 async def load(sessions: Sessions, connection: Connection, state: bytes, progress: Progress) -> Counts:
-    """Have all pages of a state read, by Postgres itself. Raises CacheError and StateError."""
-    chunks_of(state)
+    """Have all pages of a state read, by Postgres itself. Raises StateError, StatementError and psycopg.Error."""
+    size_of(state)
     watch = asyncio.create_task(_watch(sessions, progress))
     try:
         await ask(connection, LOAD, [state], binary=True)
         return await _counts(connection)
-    except (StatementError, Error) as error:
-        msg = f"loading LFC state into postgres: {one_line(error)}"
-        raise CacheError(msg) from None
     except asyncio.CancelledError:
         await break_off(connection, CANCEL_S)  # its workers end only with a statement that was cancelled
         raise

@@ -9,15 +9,19 @@ MAX_STATE: Final = 64 * 1024 * 1024
 """Bytes of a state: that of a Neon cache of 1.7 TB, or of some 250 GB of shared buffers."""
 PIECE: Final = 1024 * 1024
 MAGIC: Final = b"\x28\xb5\x2f\xfd"
+ENCODING: Final = "compressing LFC state"
 DECODING: Final = "decoding LFC state"
 
 
 class StateError(Exception):
-    """What was read is no state that could be used."""
+    """What was read, or is to be kept, is no state that could be used."""
 
 
-def pack(state: bytes) -> bytes:
-    """Compress a state into one frame, with its checksum."""
+def pack(state: bytes, limit: int = MAX_STATE) -> bytes:
+    """Compress a state of at most `limit` bytes, else nobody could unpack it, with its checksum. Raises StateError."""
+    if len(state) > limit:
+        msg = f"{ENCODING}: it has {len(state)} bytes, and at most {limit} can be loaded again"
+        raise StateError(msg)
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:

@@ -42,6 +42,10 @@ class CacheError(Exception):
     """The cache could not be asked or warmed; the text says what was being done."""
 
 
+class NoModuleError(CacheError):
+    """What is needed to ask or warm the cache is not installed; the text says what to install."""
+
+
 class Store(Protocol):
     """Keeps states. Both methods end within a second of a cancellation, and raise CancelledError then."""
 
@@ -58,7 +62,7 @@ class Cache(Protocol):
     """A cache of the running Postgres. Both methods end within a second of a cancellation, in the server too."""
 
     def take(self, cancellation: Cancellation) -> Taken:
-        """Return the state of what is cached. Raises CacheError."""
+        """Return the state of what is cached. Raises CacheError, NoModuleError where only an operator can help."""
         ...
 
     def load(self, state: bytes, progress: Progress, cancellation: Cancellation) -> Counts:

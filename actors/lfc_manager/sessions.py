@@ -1,10 +1,11 @@
 """Sessions in the running Postgres, for caches. Imported late, for psycopg."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final, TypeAlias
 
 from psycopg import AsyncConnection, Error
+from psycopg.pq.abc import PGconn
 from psycopg.rows import TupleRow
 
 from ...postgres.asking import ask
@@ -25,6 +26,8 @@ OPTIONS: Final = (
     "log_min_duration_statement=-1",
     "neon.forward_ddl=false",
 )
+AS_IT_IS: Final = "client_encoding=SQL_ASCII"
+"""For a database without an encoding: else it refuses to show names that are not UTF-8."""
 CONNECTING: Final = "connecting to postgres"
 
 
@@ -36,7 +39,10 @@ class Sessions:
 
     @contextlib.asynccontextmanager
     async def connect(self, dbname: str | None = None) -> AsyncIterator[Connection]:
-        """Give a session, and end it at once afterwards, whatever it does. Raises CacheError."""
+        """Give a session, and end it at once afterwards, whatever it does.
+
+        Raises CacheError, StatementError and psycopg.Error.
+        """
         try:
             connection = await connect(
                 self._target, application_name=NAME, dbname=dbname, extra_options=OPTIONS
@@ -45,13 +51,17 @@ class Sessions:
             msg = f"{CONNECTING}: {one_line(error)}"
             raise CacheError(msg) from None
         try:
-            if connection.pgconn.server_version >= EVENT_TRIGGERS_SINCE:
-                name, _, value = EVENT_TRIGGERS_OFF.partition("=")
-                await ask(
-                    connection,
-                    b"SELECT pg_catalog.set_config($1, $2, false)",
-                    [name.encode(), value.encode()],
-                )
+            for setting in _by_server(connection.pgconn):
+                name, _, value = setting.encode().partition(b"=")
+                await ask(connection, b"SELECT pg_catalog.set_config($1, $2, false)", [name, value])
             yield connection
         finally:
             connection.pgconn.finish()
+
+
+def _by_server(connection: PGconn) -> Iterator[str]:
+    """Yield the settings that can be chosen only once its version and the database are known."""
+    if connection.server_version >= EVENT_TRIGGERS_SINCE:
+        yield EVENT_TRIGGERS_OFF
+    if connection.parameter_status(b"server_encoding") == b"SQL_ASCII":
+        yield AS_IT_IS

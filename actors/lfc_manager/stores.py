@@ -23,7 +23,7 @@ QUERYING: Final = "querying endpoint storage"
 """This text and the next two are the counterpart's."""
 READING: Final = "getting request body from endpoint storage"
 WRITING: Final = "writing to endpoint storage"
-TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRANSIENT: Final = frozenset({408, 425, 429, *range(500, 600)})
 DENIED: Final = frozenset({400, 401, 403})
 _NEW: Final = ".new-"
 

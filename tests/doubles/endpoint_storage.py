@@ -22,7 +22,7 @@ TIMELINE: Final = "ece7de74d4b8cbe5433a68ce4d1b97b4"
 LIMIT: Final = 2 * 1024 * 1024
 """Bytes of a body above which it says 413."""
 
-_BOMB: Final = pack(bytes(100_000_000))
+_BOMB: Final = pack(bytes(100_000_000), 100_000_000)
 
 
 class Fault(Enum):

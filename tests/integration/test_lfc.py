@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from compute_node.actors.lfc_manager.neon import chunks_of
+from compute_node.actors.lfc_manager.neon import size_of
 from compute_node.actors.lfc_manager.packing import unpack
 from compute_node.postgres.accounts import Account
 from compute_node.postgres.binaries import Binaries
@@ -113,7 +113,7 @@ def test_a_node_that_is_killed_in_the_middle_of_a_prewarm_comes_back_with_the_go
     path = storage.path(ENDPOINT)
 
     def saved() -> int:
-        return chunks_of(unpack(storage.kept[path])) if path in storage.kept else 0
+        return size_of(unpack(storage.kept[path])).chunks if path in storage.kept else 0
 
     node = make_node(flavoured).run(on_neon(storage))
     assert await_prewarm(node, "skipped") == {"status": "skipped", "total": 0, "prewarmed": 0, "skipped": 0}

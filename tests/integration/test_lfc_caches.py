@@ -12,12 +12,13 @@ from typing import Any
 import psycopg
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
-from compute_node.actors.lfc_manager import buffers
+from compute_node.actors.lfc_manager import buffers, caches
 from compute_node.actors.lfc_manager.blocks import Buffers, Relation, decode, encode
 from compute_node.actors.lfc_manager.caches import PostgresCache
 from compute_node.actors.lfc_manager.packing import StateError
-from compute_node.actors.lfc_manager.port import CacheError, Counts
+from compute_node.actors.lfc_manager.port import CacheError, Counts, NoModuleError
 from compute_node.postgres.accounts import Account
+from compute_node.postgres.asking import ask
 from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.target import params
 
@@ -183,6 +184,82 @@ def test_what_is_gone_cut_rewritten_or_locked_is_skipped_and_the_rest_is_read(
     assert counts.prewarmed + counts.skipped == counts.total
 
 
+@pytest.mark.parametrize("begins", [b"SELECT pg_catalog.pg_is_in", b"SELECT pg_catalog.sum"])
+def test_a_database_that_is_dropped_during_a_prewarm_is_skipped(
+    binaries15: Binaries, cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, begins: bytes
+) -> None:
+    postgres = cluster(binaries15, conf=CONF)
+    postgres.query("CREATE DATABASE doomed")
+    for dbname in ("postgres", "doomed"):
+        postgres.query(SMALL.format("t"), dbname=dbname)
+    state = take(postgres)
+    saved = blocks(state, "t")
+    with dropping(postgres, begins, monkeypatch):
+        counts = load(postgres, state)
+    assert counts.prewarmed + counts.skipped == counts.total
+    assert counts.prewarmed >= saved["postgres", "t"]
+    assert counts.skipped >= saved["doomed", "t"]
+
+
+def test_a_database_that_is_dropped_during_an_offload_is_left_out(
+    binaries15: Binaries, cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres = cluster(binaries15, conf=CONF)
+    postgres.query("CREATE DATABASE doomed")
+    for dbname in ("postgres", "doomed"):
+        postgres.query(SMALL.format("t"), dbname=dbname)
+    with dropping(postgres, b"SELECT w.n, s.", monkeypatch):
+        assert {database for database, _ in blocks(take(postgres), "t")} == {"postgres"}
+
+
+@contextlib.contextmanager
+def dropping(cluster: Cluster, begins: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Drop the database `doomed` when our session in it is about to say what begins so."""
+    dropped = threading.Event()
+
+    async def met(connection: Any, statement: bytes, *args: Any) -> Any:
+        if connection.info.dbname == "doomed" and statement.startswith(begins) and not dropped.is_set():
+            dropped.set()
+            await asyncio.to_thread(cluster.query, "DROP DATABASE doomed WITH (FORCE)")
+        return await ask(connection, statement, *args)
+
+    monkeypatch.setattr(buffers, "ask", met)
+    yield
+    assert dropped.is_set()
+
+
+def test_a_session_that_somebody_ends_is_no_relation_that_is_gone(
+    binaries15: Binaries, cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres = cluster(binaries15)
+    postgres.query(SMALL.format("t"))
+    state = take(postgres)
+    monkeypatch.setattr(
+        buffers, "READ", "SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid()), $1 /* {} */"
+    )
+    with pytest.raises(CacheError, match="loading LFC state into postgres: terminating connection"):
+        load(postgres, state)
+
+
+def test_names_that_are_not_utf_8_are_left_out_and_the_rest_is_saved(
+    binaries15: Binaries, cluster: MakeCluster
+) -> None:
+    postgres = cluster(binaries15, conf=CONF)
+    postgres.query(
+        "CREATE DATABASE bytes ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    keywords: dict[str, Any] = params(postgres.target, application_name="test", dbname="bytes")
+    keywords["client_encoding"] = "SQL_ASCII"
+    with psycopg.connect(autocommit=True, **keywords) as connection:
+        for name in (b"t", "t\u00fcr".encode(), b"caf\xe9"):
+            connection.execute(SMALL.encode().replace(b"{}", b'"' + name + b'"'))
+        connection.execute(b'CREATE DATABASE "caf\xe9"')
+    state = take(postgres)
+    assert set(blocks(state, "t", "t\u00fcr")) == {("bytes", "t"), ("bytes", "t\u00fcr")}
+    assert {database for database, _ in blocks(state)} <= {"", "postgres", "bytes"}
+    assert load(postgres, state).prewarmed >= sum(blocks(state, "t", "t\u00fcr").values())
+
+
 @pytest.mark.slow
 def test_no_more_is_read_than_there_is_room_for(binaries15: Binaries, cluster: MakeCluster) -> None:
     postgres = cluster(binaries15, conf=CONF)
@@ -225,6 +302,14 @@ def test_a_standby_is_warmed_by_its_primarys_state_where_the_extension_came_with
         "for 1 databases: 'without' (a standby has the extension pg_prewarm only from its primary"
         in caplog.text
     )
+    alone = encode(Buffers(tuple(one for one in decode(state).relations if one.database == "without")))
+    with pytest.raises(NoModuleError, match="CREATE EXTENSION pg_prewarm there, in the database 'without'"):
+        load(standby, alone)
+    elsewhere = settings(connstr=standby.connstr.removesuffix("postgres") + "without")
+    with pytest.raises(
+        NoModuleError, match="CREATE EXTENSION pg_buffercache there, in the database 'without'"
+    ):
+        PostgresCache(elsewhere).take(Cancellation())
 
 
 @pytest.mark.slow
@@ -389,6 +474,11 @@ def test_without_the_modules_or_without_postgres_it_says_so(
         take(postgres)
     state = encode(Buffers((Relation("postgres", "s", "t", 0, 1, 1, "0+1"),)))
     with pytest.raises(CacheError, match=r"module pg_prewarm is not there: install PostgreSQL's contrib"):
+        load(postgres, state)
+    monkeypatch.setattr(caches, "HAS_NEON", b"SELECT 1/0")
+    with pytest.raises(CacheError, match="querying LFC state: division by zero"):
+        take(postgres)
+    with pytest.raises(CacheError, match="loading LFC state into postgres: division by zero"):
         load(postgres, state)
     postgres.stop()
     with pytest.raises(CacheError, match=r"connecting to postgres: .*refused"):

@@ -1,7 +1,12 @@
 """Blocks of shared buffers as a state, handed out again in runs, at a pace that leaves users their disk."""
 
+import asyncio
+from typing import Any
+
 import pytest
+from compute_node.actors.lfc_manager import buffers, neon
 from compute_node.actors.lfc_manager.blocks import (
+    AT_ONCE,
     BUSY_MIN_PAUSE_S,
     BUSY_PAUSE,
     FIRST,
@@ -16,10 +21,11 @@ from compute_node.actors.lfc_manager.blocks import (
     Run,
     decode,
     encode,
+    examine,
     runs,
     spans,
 )
-from compute_node.actors.lfc_manager.neon import chunks_of
+from compute_node.actors.lfc_manager.neon import Size, size_of
 from compute_node.actors.lfc_manager.packing import StateError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,6 +107,22 @@ def test_nothing_is_handed_out_where_there_is_no_room() -> None:
     assert batches.take(2, 10) == (Run(0, 0, 1),)
 
 
+def test_a_state_of_many_ranges_is_examined_in_pieces_so_that_a_cancellation_is_heard() -> None:
+    ranges = ",".join(["1+1"] * 3 * AT_ONCE)
+    large = encode(Buffers((Relation("db", "s", "t", 0, 1, 3 * AT_ONCE, ranges),)))
+    assert len(list(examine(decode(large)))) == 3
+    nobody: Any = None
+
+    async def cancelled() -> None:
+        loading = asyncio.create_task(buffers.load(nobody, nobody, large, lambda _: None))
+        await asyncio.sleep(0)
+        loading.cancel()
+        await loading
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+
+
 # --- The pace
 
 
@@ -145,13 +167,25 @@ def neon_state(chunks: int, pages: int = 1, chunk_log: int = 7) -> bytes:
 @pytest.mark.parametrize(("chunks", "chunk_log"), [(0, 7), (1, 7), (3, 0), (1000, 7), (5, 3)])
 def test_a_state_of_the_extension_has_the_length_that_its_head_tells(chunks: int, chunk_log: int) -> None:
     state = neon_state(chunks, chunk_log=chunk_log)
-    assert chunks_of(state) == chunks
+    assert size_of(state) == Size(chunks, pages=1)
     for wrong in (state[:-1], state + b"\0"):
         with pytest.raises(StateError, match="decoding LFC state"):
-            chunks_of(wrong)
+            size_of(wrong)
 
 
 @pytest.mark.parametrize("state", [b"", bytes(16), bytes(15), MAGIC + bytes(16), neon_state(1, chunk_log=8)])
 def test_what_is_no_state_of_the_extension_is_refused(state: bytes) -> None:
     with pytest.raises(StateError, match="decoding LFC state"):
-        chunks_of(state)
+        size_of(state)
+
+
+@pytest.mark.parametrize("state", [None, neon_state(0, pages=0), neon_state(2, pages=0)])
+def test_a_cache_without_a_page_has_no_state(state: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take the place of a good one."""
+
+    async def ask(*_: Any, **__: Any) -> list[list[bytes | None]]:
+        return [[state]]
+
+    monkeypatch.setattr(neon, "ask", ask)
+    nobody: Any = None
+    assert asyncio.run(neon.take(nobody)) is None

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 STATE = bytes(range(256)) * 40
+HUGE = bytes(100_000_000)
 
 
 @given(st.binary(max_size=5_000))
@@ -39,14 +40,14 @@ def test_what_follows_the_frame_is_refused(more: bytes) -> None:
 
 
 def test_a_hundred_megabytes_of_zeros_are_refused_before_they_are_there() -> None:
-    body = pack(bytes(100_000_000))
+    body = pack(HUGE, len(HUGE))
     assert len(body) < 100_000
     with pytest.raises(StateError, match="more than 67108864 bytes"):
         unpack(body)
 
 
 def test_what_is_too_large_takes_no_more_memory_than_the_limit() -> None:
-    body = pack(bytes(100_000_000))
+    body = pack(HUGE, len(HUGE))
     tracemalloc.start()
     try:
         with pytest.raises(StateError, match="more than 1000000 bytes"):
@@ -67,3 +68,11 @@ def test_the_limit_itself_is_taken() -> None:
 def test_what_is_no_frame_is_refused(body: bytes) -> None:
     with pytest.raises(StateError):
         unpack(body)
+
+
+def test_what_could_not_be_unpacked_again_is_not_packed() -> None:
+    """It would take the place of a state that can be."""
+    with pytest.raises(StateError, match="it has 1001 bytes, and at most 1000 can be loaded again"):
+        pack(bytes(1001), 1000)
+    with pytest.raises(StateError, match="at most 67108864 can be loaded again"):
+        pack(HUGE)

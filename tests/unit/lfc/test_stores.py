@@ -71,6 +71,7 @@ def test_what_was_put_is_fetched_and_what_was_not_is_none(storage: EndpointStora
     [
         (500, "500 Internal Server Error querying endpoint storage", True),
         (503, "503 Service Unavailable querying endpoint storage", True),
+        (522, "522 <unknown status code> querying endpoint storage", True),
         (429, "429 Too Many Requests querying endpoint storage", True),
         (400, "400 Bad Request querying endpoint storage; is the spec's `endpoint_storage_token`", False),
         (401, "401 Unauthorized querying endpoint storage; is the spec's `endpoint_storage_token`", False),
