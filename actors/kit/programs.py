@@ -250,7 +250,8 @@ def _run(  # noqa: PLR0913 - all but the first by name
         if not finished:
             slow = "had not ended after" if heard is None else "has said nothing for"
             name = program.command[0]
-            msg = f"{name} {slow} {timeout_s:g} s and was killed; it said: {text.strip()}"
+            told = "" if said is not None and not text else f"; it said: {text.strip() or 'nothing'}"
+            msg = f"{name} {slow} {timeout_s:g} s and was killed{told}"
             raise ProgramError(msg)
         return Result(code, text)
     finally:

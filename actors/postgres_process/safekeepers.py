@@ -5,7 +5,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, TypeAlias
 
 import msgspec
@@ -18,7 +18,7 @@ from ...postgres.masking import mask_server_words
 from ...postgres.neighbours import USER, NeighbourError, ask
 from ...postgres.storage import StorageError, safekeepers_of, storage_of
 from ..kit.jobs import Cancellation
-from ..kit.programs import run
+from ..kit.programs import ProgramError, run
 from . import segments
 from .launcher import describe_code
 from .logs import Framer, show
@@ -106,17 +106,20 @@ def read_lsn(code: str | None, output: str, last_words: tuple[str, ...] = ()) ->
     """
     text = output.strip()
     if code is not None:
-        said = "".join(f"\n  {word[:SHOWN_OUTPUT]}" for word in last_words) or " nothing"
         msg = (
-            f"postgres --sync-safekeepers exited with non-zero status: {code}. stdout: {text[:SHOWN_OUTPUT]}; "
-            f"its last words:{said}"
+            f"postgres --sync-safekeepers exited with non-zero status: {code}. stdout: {text[:SHOWN_OUTPUT]}"
         )
-        raise PostgresError(msg)
+        raise PostgresError(msg + _put(last_words))
     try:
         return parse_lsn(text)
     except ValueError:
         msg = f"postgres --sync-safekeepers printed no LSN: {text[:SHOWN_OUTPUT]!r}"
         raise PostgresError(msg) from None
+
+
+def _put(last_words: Iterable[str]) -> str:
+    said = "".join(f"\n  {word[:SHOWN_OUTPUT]}" for word in last_words) or " nothing"
+    return f"; its last words:{said}"
 
 
 def agreed(spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int | None:
@@ -134,7 +137,7 @@ def agreed(spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int
 def sync(node: Node, where: str, spec: ComputeSpec, limit_s: float, cancellation: Cancellation) -> int:
     """Bring a quorum to the same place and return its LSN; `where` is PGDATA, or stands in for it.
 
-    Raises PostgresError, ProgramError, CancelledError.
+    Raises PostgresError, CancelledError.
     """
     framer = Framer()
     last: deque[str] = deque(maxlen=LAST_WORDS)
@@ -144,16 +147,21 @@ def sync(node: Node, where: str, spec: ComputeSpec, limit_s: float, cancellation
             last.append(message)
             show(message)
 
-    result = run(
-        [node.binaries.postgres, "--sync-safekeepers"],
-        starter=node.starter,
-        env=node.environment(spec.storage_auth_token) | {"PGDATA": where},
-        cwd=where,
-        timeout_s=limit_s,
-        cancellation=cancellation,
-        leftovers=segments.of_servers,
-        said=lambda data: hand_on(framer.feed(data)),
-    )
+    try:
+        result = run(
+            [node.binaries.postgres, "--sync-safekeepers"],
+            starter=node.starter,
+            env=node.environment(spec.storage_auth_token) | {"PGDATA": where},
+            cwd=where,
+            timeout_s=limit_s,
+            cancellation=cancellation,
+            leftovers=segments.of_servers,
+            said=lambda data: hand_on(framer.feed(data)),
+        )
+    except ProgramError as error:
+        hand_on(framer.finish())
+        msg = f"{error}{_put(last)}"
+        raise PostgresError(msg) from error
     hand_on(framer.finish())
     code = None if result.code == 0 else describe_code(result.code)
     return read_lsn(code, result.output, tuple(last))

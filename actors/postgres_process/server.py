@@ -25,7 +25,7 @@ from .configuration import Configuration
 from .disk import Area, blamed, is_about_space, look
 from .making import Maker
 from .node import Node
-from .port import Exit, Launch, Port, PostgresError, Preparation, ProcessSink, Promotion
+from .port import Exit, Launch, PassingError, Port, PostgresError, Preparation, ProcessSink, Promotion
 from .preflight import Preflight
 from .run_folders import check_folder, plan_folder, scratch, sync_folder
 from .running import Running
@@ -208,6 +208,8 @@ class Server(Port):
         """Let an error that comes of a full disk say so, and what to do."""
         try:
             yield
+        except PassingError:
+            raise  # another attempt heals no disk of ours: it was somebody else
         except (PostgresError, ProgramError, OSError) as error:
             if not is_about_space(str(error)):
                 raise

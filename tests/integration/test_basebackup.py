@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.actors.kit.metrics import Metrics
+from compute_node.actors.postgres_process.port import PassingError
 from compute_node.actors.postgres_process.sources import SourceError, stream
 from compute_node.actors.postgres_process.sources.pageserver import PageserverSource
 from compute_node.actors.postgres_process.sources.tar import BLOCK
@@ -273,6 +274,16 @@ def test_a_cancellation_ends_it_wherever_it_waits(
     thread.join(30)
     assert ended
     assert ended[0] - asked < 1.0
+
+
+def test_a_pageserver_whose_disk_is_full_is_asked_again_and_nobody_blames_ours(
+    server: Pageserver, make_process: MakeProcess, binaries15: Binaries
+) -> None:
+    server.server.faults = WireFaults(refuses=Refused("No space left on device (os error 28)"))
+    process = make_process(binaries15, source=SourceName.PAGESERVER)
+    process.inspect()
+    with pytest.raises(PassingError, match=r"No space left on device \(os error 28\)$"):
+        process.server.prepare(a_stored_spec(server, mode="Replica"), 0, Cancellation())
 
 
 # --- Whole nodes

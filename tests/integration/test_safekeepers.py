@@ -10,7 +10,6 @@ from time import monotonic
 
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
-from compute_node.actors.kit.programs import ProgramError
 from compute_node.actors.postgres_process.port import PostgresError
 from compute_node.actors.postgres_process.run_folders import sync_folder
 from compute_node.actors.postgres_process.server import Server
@@ -92,9 +91,10 @@ def test_a_program_that_fails_or_prints_something_else_is_an_error(
 
 
 def test_a_program_without_a_quorum_is_ended_at_its_limit(syncing: Server, program: SyncProgram) -> None:
-    program.set(Sync(hangs=True))
-    with pytest.raises(ProgramError, match="had not ended after 1 s"):
-        sync(syncing, limit_s=1.0)
+    program.set(Sync(hangs=True, says=("connecting with node sk1:5454",)))
+    with pytest.raises(PostgresError, match="had not ended after 2 s and was killed") as caught:
+        sync(syncing, limit_s=2.0)
+    assert "connecting with node sk1:5454" in str(caught.value).rpartition("its last words:")[2]
 
 
 def test_a_cancellation_ends_the_program_within_a_second_and_leaves_no_child(

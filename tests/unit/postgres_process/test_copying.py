@@ -174,7 +174,11 @@ def test_only_a_cluster_that_the_data_is_a_copy_of_can_be_followed_instead(progr
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [("fast, slow\n1", r"tablespaces \(fast, slow\)"), ("\n0", "no superuser 'cloud_admin'")],
+    [
+        ("compute_ctl|fast, slow|1", r"tablespaces \(fast, slow\)"),
+        ("compute_ctl||0", "no superuser 'cloud_admin'"),
+        ("WARNING:  another libc\nHINT:  no\ncompute_ctl|a|b|1\nNOTICE:  end", r"tablespaces \(a\|b\)"),
+    ],
 )
 def test_what_could_not_be_administered_or_contained_is_refused(
     programs: Programs, answer: str, reason: str
