@@ -27,6 +27,9 @@ _PIECE: Final = 256 << 10
 _HEAD_SIZE: Final = 64 << 10
 _HEAD_END: Final = b"\r\n\r\n"
 _LINE_END: Final = b"\r\n"
+_INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[ \r]")
+_LOOK_S: Final = 1.0
+"""Between two looks at how much of a request is out."""
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;|$)")
 
 
@@ -164,12 +167,15 @@ async def _begin(reader: "StreamReader", writer: "StreamWriter", silence_s: floa
     import asyncio
     from http.client import HTTPException, HTTPResponse
 
-    reading = asyncio.ensure_future(reader.readuntil(_HEAD_END))
-    unsent = writer.transport.get_write_buffer_size()
+    now = asyncio.get_running_loop().time
+    reading = asyncio.ensure_future(_head(reader))
+    unsent, moved_s = writer.transport.get_write_buffer_size(), now()
     try:
-        while not (await asyncio.wait({reading}, timeout=silence_s))[0]:
+        while not (await asyncio.wait({reading}, timeout=min(_LOOK_S, silence_s)))[0]:
             before, unsent = unsent, writer.transport.get_write_buffer_size()
-            if unsent == before:
+            if unsent != before:
+                moved_s = now()
+            elif now() - moved_s >= silence_s:
                 msg = f"no answer within {silence_s:g} s"
                 raise WebError(msg)
         response = HTTPResponse(cast("socket.socket", _Bytes(await reading)))
@@ -186,6 +192,13 @@ async def _begin(reader: "StreamReader", writer: "StreamWriter", silence_s: floa
     finally:
         reading.cancel()
     return response
+
+
+async def _head(reader: "StreamReader") -> bytes:
+    """Take the head of the response; those that only announce it (`100 Continue`) are left."""
+    while _INTERIM.match(head := await reader.readuntil(_HEAD_END)):
+        pass
+    return head
 
 
 async def _body(response: "HTTPResponse", reader: "StreamReader", limits: Limits) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from compute_node.actors.kit.clock import SystemClock
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.postgres import hosts
 from compute_node.postgres.web import Limits, Request, Response, WebError, exchange
@@ -20,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from typing_extensions import override
 
 LIMITS = Limits(total_s=50.0)
 BY_LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -30,6 +32,20 @@ TO_THE_END = b"HTTP/1.0 200 OK\r\n\r\nhello"
 HELLO = Response(200, b"hello")
 
 Conversation = Callable[[socket.socket], None]
+
+
+class SetClock(SystemClock):
+    """Stands still until it is set on."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    @override
+    def now(self) -> float:
+        return self._now_s
+
+    def advance(self, seconds: float) -> None:
+        self._now_s += seconds
 
 
 class Server:
@@ -255,6 +271,36 @@ def test_a_slow_taker_of_a_large_body_is_not_silent_and_one_that_stops_is() -> N
                 continue
             with pytest.raises(WebError, match="no answer within 3 s"):
                 exchange(request, limits, Cancellation())
+
+
+def test_the_silence_begins_when_the_last_of_the_body_is_taken() -> None:
+    """By a clock that the server sets: it takes the body for nearly as long as it may be silent, then answers."""
+    clock = SetClock()
+    body = bytes(32 << 20)
+
+    def conversation(client: socket.socket) -> None:
+        hear(client)
+        half = len(body) // 2
+        client.recv(half, socket.MSG_WAITALL)
+        clock.advance(29.0)
+        client.recv(half, socket.MSG_WAITALL)
+        clock.advance(2.0)
+        client.sendall(BY_LENGTH[:9])
+        client.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):  # whoever thinks that 30 s are over goes
+            client.recv(1)
+        client.sendall(BY_LENGTH[9:])
+
+    with serving(conversation) as server:
+        request = Request(server.url, {}, "PUT", body)
+        limits = Limits(total_s=120.0, silence_s=30.0)
+        assert exchange(request, limits, Cancellation(clock)) == HELLO
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue", b"103 Early Hints\r\nLink: </x>", b"102 "])
+def test_what_only_announces_a_response_is_none(interim: bytes) -> None:
+    announced = b"HTTP/1.1 " + interim + b"\r\n\r\n"
+    assert asked(announced * 2 + BY_LENGTH) == HELLO
 
 
 def test_a_refusal_is_heard_before_the_whole_body_is_out() -> None:
