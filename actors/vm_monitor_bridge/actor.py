@@ -1,4 +1,4 @@
-"""The VmMonitorBridge: carries out what turn.py decides, through the ports."""
+"""The VmMonitorBridge: carries out what is decided (dispatch.py), through the ports."""
 
 import logging
 from collections.abc import Callable
@@ -21,6 +21,8 @@ from ..kit.actor import Actor, Ref
 from ..kit.effects import Log, Remind, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
 from . import decisions, protocol
+from .dispatch import decide
+from .effects import Cancel, Close, Count, Effect, Expect, Prepare, Send, Serve, Size, Watch
 from .port import Agents, FileCache, Machine, Memory, VmError
 from .private import (
     AgentGone,
@@ -40,20 +42,7 @@ from .private import (
     WatchEnded,
 )
 from .state import BridgeState, shown
-from .turn import (
-    Cancel,
-    Close,
-    Count,
-    Effect,
-    Expect,
-    Moment,
-    Prepare,
-    Send,
-    Serve,
-    Size,
-    Watch,
-    decide,
-)
+from .turn import Moment
 
 VmMessage: TypeAlias = (
     AgentGone

@@ -15,6 +15,7 @@ from .decisions import Summary
 
 FIRST_PAUSE_S: Final = 1.0
 """Before a job that has failed is begun again; it doubles from there."""
+LONGEST_PAUSE_S: Final = 30.0
 
 
 class Kind(Enum):
@@ -94,6 +95,11 @@ class BridgeState(msgspec.Struct, frozen=True):
         """What is managed."""
         cache = ("file_cache",) if self.resizes and self.has_file_cache else ()
         return (("cgroup",) if self.watches_cgroup else ()) + cache
+
+
+def longer(pause_s: float) -> float:
+    """Return the pause after the next failure in a row."""
+    return min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 # --- What is shown ---------------------------------------------------------------------------------------

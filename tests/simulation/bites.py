@@ -39,8 +39,10 @@ from compute_node.actors.supervisor.private import LingerEnded, StopOverdue
 from compute_node.actors.supervisor.state import Step
 from compute_node.actors.supervisor.turn import Turn
 from compute_node.actors.vm_monitor_bridge import decisions as vm_decisions
+from compute_node.actors.vm_monitor_bridge import dispatch, effects, sizing
 from compute_node.actors.vm_monitor_bridge import turn as bridge
 from compute_node.actors.vm_monitor_bridge.decisions import Asking, Denial, Stale
+from compute_node.actors.vm_monitor_bridge.private import AgentOffered, Sized
 from compute_node.messages.lifecycle import ConfigureFailed, GetStatus, Status, Terminate, Terminated
 from compute_node.messages.postgres import (
     ConfigurationAccepted,
@@ -113,12 +115,13 @@ def replaced(where: Any, name: str, wrong: Callable[..., Any]) -> Callable[[], P
     return plant
 
 
-def decided(message: type[Any], wrong: Callable[..., Any]) -> Callable[[], Planted]:
-    """Put `wrong` in the place of what the Supervisor decides about a message."""
+def decided(
+    message: type[Any], wrong: Callable[..., Any], handlers: dict[type[Any], Any] = decisions._HANDLERS
+) -> Callable[[], Planted]:
+    """Put `wrong` in the place of what an actor, by default the Supervisor, decides about a message."""
 
     def plant() -> Planted:
-        right = decisions._HANDLERS[message]
-        return mock.patch.dict(decisions._HANDLERS, {message: functools.partial(wrong, right)})
+        return mock.patch.dict(handlers, {message: functools.partial(wrong, handlers[message])})
 
     return plant
 
@@ -320,7 +323,7 @@ def starts_without_its_machine(right: Any, myself: Turn) -> None:
     right(myself)
 
 
-def keeps_the_queue(right: Any, myself: bridge._Turn) -> None:
+def keeps_the_queue(right: Any, myself: bridge.Turn) -> None:
     queue = myself.state.queue
     right()
     myself.set(queue=queue)
@@ -338,21 +341,21 @@ def approves(kind: type[Denial | Stale]) -> Callable[..., Any]:
     return wrong
 
 
-def judges_once(right: Any, _: bridge._Turn, message: Any) -> None:
-    with replaced(bridge._Turn, "may_shrink", lambda *_: True)():
-        right(message)
+def judges_once(right: Any, myself: bridge.Turn, message: Any) -> None:
+    with replaced(sizing, "may_shrink", lambda *_: True)():
+        right(myself, message)
 
 
-def answers_twice(right: Any, _: bridge._Turn, task: Any, message: Any) -> None:
-    right(task, message)
-    right(task, message)
+def answers_twice(right: Any, *args: Any) -> None:
+    right(*args)
+    right(*args)
 
 
-def takes_late_offers(right: Any, myself: bridge._Turn, message: Any) -> None:
+def takes_late_offers(right: Any, myself: bridge.Turn, message: Any) -> None:
     agent = myself.state.agent
     if agent is not None and message.connection < agent.connection:
-        myself.drop(bridge.GOING_AWAY, "whoever comes last")
-    right(message)
+        myself.drop(effects.GOING_AWAY, "whoever comes last")
+    right(myself, message)
 
 
 BITES: Final = (
@@ -460,7 +463,7 @@ BITES: Final = (
     Bite(
         "what an agent that is gone has asked is still done",
         "17",
-        replaced(bridge._Turn, "forget_agent", keeps_the_queue),
+        replaced(bridge.Turn, "forget_agent", keeps_the_queue),
         check_bridge,
     ),
     Bite(
@@ -484,15 +487,15 @@ BITES: Final = (
     Bite(
         "a downscale is not judged again when its sizes are set",
         "17",
-        replaced(bridge._Turn, "sized", judges_once),
+        decided(Sized, judges_once, dispatch._HANDLERS),
         check_bridge,
     ),
-    Bite("an agent is answered twice", "17", replaced(bridge._Turn, "answer", answers_twice), check_bridge),
-    Bite("an agent is not answered", "17", replaced(bridge._Turn, "fail", nothing), check_bridge),
+    Bite("an agent is answered twice", "17", replaced(sizing, "answer", answers_twice), check_bridge),
+    Bite("an agent is not answered", "17", replaced(sizing, "fail", nothing), check_bridge),
     Bite(
         "a late offer takes the place of a newer agent",
         "17",
-        replaced(bridge._Turn, "offered", takes_late_offers),
+        decided(AgentOffered, takes_late_offers, dispatch._HANDLERS),
         check_bridge,
     ),
     Bite(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from compute_node.actors.vm_monitor_bridge import protocol, turn
+from compute_node.actors.vm_monitor_bridge import effects, protocol, sizing
 from compute_node.actors.vm_monitor_bridge.decisions import (
     DOWNSCALE_BUFFER,
     FILE_CACHE,
@@ -28,7 +28,7 @@ from compute_node.actors.vm_monitor_bridge.protocol import (
     UpscaleConfirmation,
     UpscaleRequest,
 )
-from compute_node.actors.vm_monitor_bridge.turn import MAX_UNREADABLE, SET_UP_S
+from compute_node.actors.vm_monitor_bridge.serving import MAX_UNREADABLE, SET_UP_S
 from compute_node.messages.lifecycle import ShutdownMode, Status, Terminated
 from compute_node.messages.metrics import (
     AUTOSCALING_BYTES,
@@ -375,7 +375,7 @@ def test_a_late_offer_of_an_older_connection_takes_nobodys_place(stage: Stage) -
     stage.agents.offer(older)
     stage.runtime.settle()
 
-    assert older.closed == (turn.GOING_AWAY, "a newer connection is served")
+    assert older.closed == (effects.GOING_AWAY, "a newer connection is served")
     assert newer.is_open()
     assert stage.say(newer, HealthCheck(id=2)) == [HealthAnswer(2)]
     assert stage.shown().connections == 1
@@ -429,7 +429,9 @@ def test_a_peer_that_asks_for_too_much_is_refused_and_still_answered_each_time(s
     numbers = range(2, 42, 2)
     for number in numbers:
         stage.say(peer, grown(number, 8 * GIB))
-    assert sum(isinstance(message, Failure) for message in peer.received) == len(numbers) - 1 - turn.MAX_QUEUE
+    assert (
+        sum(isinstance(message, Failure) for message in peer.received) == len(numbers) - 1 - sizing.MAX_QUEUE
+    )
     stage.runtime.advance(30)
 
     answered = [message.id for message in peer.received if isinstance(message, Failure | UpscaleConfirmation)]
@@ -441,7 +443,7 @@ def test_a_set_up_that_fails_drops_the_agent_which_may_try_again(stage: Stage) -
     peer = stage.connect()
 
     assert peer.closed is not None
-    assert peer.closed[0] == turn.INTERNAL_ERROR
+    assert peer.closed[0] == effects.INTERNAL_ERROR
     assert "no connection to Postgres" in peer.closed[1]
     assert stage.memory.expected is None
     stage.cache.broken = None
@@ -523,7 +525,7 @@ def test_nothing_goes_on_before_the_start_and_after_the_stop() -> None:
     stage.stop()
 
     assert peer.closed is not None
-    assert peer.closed[0] == turn.GOING_AWAY
+    assert peer.closed[0] == effects.GOING_AWAY
     assert (stage.agents.heard, stage.memory.heard) == (None, None)
     assert stage.runtime._jobs == []
     assert stage.shown().phase is MonitorPhase.OFF
