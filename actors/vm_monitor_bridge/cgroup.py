@@ -12,8 +12,7 @@ from typing_extensions import override
 from ...messages.vm import CgroupSeen
 from ...postgres import cgroup
 from ...postgres.cgroup import PROC, Group
-from ..kit.jobs import Cancellation
-from ..kit.programs import Wake
+from ..kit.jobs import Cancellation, Wake
 from . import decisions
 from .decisions import Logged, Summary
 from .port import Heard, Memory, VmError

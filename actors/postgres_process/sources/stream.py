@@ -20,8 +20,8 @@ from ....postgres import page_api
 from ....postgres.coroutines import run_async
 from ....postgres.neighbours import NeighbourError, connect
 from ....postgres.page_api_call import CONNECTED
-from ...kit.jobs import Cancellation
-from ...kit.programs import ProgramError, Starter, Wake
+from ...kit.jobs import Cancellation, Wake
+from ...kit.programs import ProgramError, Starter
 from .refusals import PageserverError
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import pytest
 from compute_node.actors.kit import programs
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.actors.kit.metrics import Metrics
+from compute_node.actors.kit.output import MAX_OUTPUT
 from compute_node.actors.kit.programs import ProgramError
 from compute_node.actors.postgres_process.orphans import is_alive
 from compute_node.messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
@@ -45,7 +46,7 @@ def test_a_program_is_run_to_its_end_with_all_it_says() -> None:
 def test_the_end_of_long_output_is_kept() -> None:
     result = run_shell("yes x | head -c 400000; echo end")
     assert result.output.endswith("end\n")
-    assert len(result.output) == programs.MAX_OUTPUT
+    assert len(result.output) == MAX_OUTPUT
 
 
 def test_a_program_that_takes_too_long_is_killed_with_its_group() -> None:
@@ -253,7 +254,7 @@ def test_a_program_whose_output_nobody_reads_stands_still_and_takes_no_memory() 
         assert sum(sizes) <= CAPACITY + 65_536
         while total < size:
             total += len(stream.read(WAIT_S) or b"")
-        assert len(pouring.result(WAIT_S).output) == programs.MAX_OUTPUT
+        assert len(pouring.result(WAIT_S).output) == MAX_OUTPUT
     assert total == size
 
 
