@@ -34,8 +34,8 @@ def offload(client: Client, *, force: bool, wait: bool) -> dict[str, Any]:
 
 
 def is_fine(shown: dict[str, Any]) -> bool:
-    """Tell whether nothing has gone wrong, so far."""
-    return shown["status"] not in BAD
+    """Tell whether nothing has gone wrong, so far, nor is left for an operator to mend."""
+    return shown["status"] not in BAD and "reason" not in shown
 
 
 def prewarm_text(shown: dict[str, Any]) -> str:
@@ -59,7 +59,7 @@ def offload_text(shown: dict[str, Any]) -> str:
             ms = sum(value for name, value in shown.items() if name.endswith("_time_ms"))
             return f"completed in {ms / 1000:.1f} s"
         case "skipped":
-            return "skipped: nothing is cached"
+            return f"skipped: {shown.get('reason', 'nothing is cached')}"
         case status:
             return _with_error(status, shown)
 

@@ -30,7 +30,7 @@ class OffloadStatus(Enum):
     COMPLETED = "completed"
     FAILED = "failed"
     SKIPPED = "skipped"
-    """There was nothing in the cache, so nothing was stored."""
+    """Nothing was stored, and what is stored stays."""
 
 
 class PrewarmState(msgspec.Struct, frozen=True):
@@ -51,6 +51,8 @@ class OffloadState(msgspec.Struct, frozen=True):
 
     status: OffloadStatus = OffloadStatus.NOT_OFFLOADED
     error: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    """Why one was `skipped` although something may be cached."""
     state_query_time_ms: int | UnsetType = UNSET
     compress_time_ms: int | UnsetType = UNSET
     state_upload_time_ms: int | UnsetType = UNSET

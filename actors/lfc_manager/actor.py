@@ -25,7 +25,7 @@ from ..kit.effects import After, Log, Never, Reminders, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
 from .packing import StateError, pack, unpack
 from .places import Place
-from .port import Cache, CacheError, Counts, Progress, Store, StoreError
+from .port import Cache, CacheError, Counts, NoModuleError, Progress, Store, StoreError
 from .rules import (
     BROKEN_OFF,
     Answer,
@@ -207,6 +207,8 @@ def _offload(
 def _not_offloaded(number: int, error: Exception) -> OffloadEnded:
     if isinstance(error, CancelledError):
         return OffloadEnded(number, OffloadEvent.FAILED, BROKEN_OFF, cancelled=True)
+    if isinstance(error, NoModuleError):
+        return OffloadEnded(number, OffloadEvent.NO_MODULE, str(error))
     return OffloadEnded(number, OffloadEvent.FAILED, _reason(error, "an offload failed"))
 
 

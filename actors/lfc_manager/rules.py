@@ -72,6 +72,7 @@ class OffloadEvent(Enum):
     FAILED = "the state could not be taken or saved"
     NOTHING_CACHED = "there is nothing to save"
     CACHE_LOST = "a crash has emptied the cache since it was warm"
+    NO_MODULE = "what is needed to ask the cache is not installed"
 
 
 class Refused(Enum):
@@ -114,6 +115,7 @@ OFFLOADS: Final[dict[OffloadStatus, dict[OffloadEvent, OffloadStatus | Refused]]
         _F.FAILED: _O.FAILED,
         _F.NOTHING_CACHED: _O.SKIPPED,
         _F.CACHE_LOST: _O.SKIPPED,
+        _F.NO_MODULE: _O.SKIPPED,
     },
     _O.COMPLETED: _NO_OFFLOAD,
     _O.FAILED: _NO_OFFLOAD,
@@ -173,10 +175,14 @@ class LfcState(msgspec.Struct, frozen=True):
     """A prewarm of this life has begun and not completed: less may be cached than is saved."""
     life: str | None = None
     """That of the cache when it was last known to be whole: prewarmed, or saved."""
+    source: str | None = None
+    """The endpoint from whose state the cache was to be warmed last; None: its own, which is the newer one once saved."""
     again: int = 0
     """Prewarms in a row that were begun because a crash had emptied the cache."""
     told: bool = False
     """That nothing is offloaded any more is in the log."""
+    unsaved: str = ""
+    """Why the last offload has saved nothing, as it is in the log."""
     ending: bool = False
     """Somebody waits for LastOffloadEnded."""
     count: int = 0
@@ -391,7 +397,7 @@ class _Turn:
         if self.state.again < MOST_AGAIN:
             self.log(logging.INFO, "prewarming the cache again, because a crash has emptied it")
             self.set(again=self.state.again + 1)
-            self._begin_prewarm(None)
+            self._begin_prewarm(self.state.source)
         else:
             self.log(
                 logging.ERROR,
@@ -438,7 +444,7 @@ class _Turn:
         state = self.state
         self._move_prewarm(PrewarmEvent.ASKED)
         warming = Warming(state.count + 1, from_endpoint, state.incomplete, self.now_s)
-        self.set(count=state.count + 1, warming=warming, incomplete=True, told=False)
+        self.set(count=state.count + 1, warming=warming, source=from_endpoint, incomplete=True, told=False)
         self.do(Count(LFC_PREWARMS))
         if state.saving is None:
             self._start_prewarm()
@@ -506,8 +512,10 @@ class _Turn:
                     f"{message.skipped} skipped",
                 )
             case PrewarmEvent.NOT_FOUND:
-                own = warming.from_endpoint is None
-                self.set(incomplete=warming.was_incomplete and not own, again=0)
+                if warming.from_endpoint is None:  # there is nothing that could be lost
+                    self.set(incomplete=False, life=None, again=0)
+                else:
+                    self.set(incomplete=warming.was_incomplete, source=None, again=0)
                 self.log(logging.INFO, "the cache is not prewarmed: there is no saved state")
             case PrewarmEvent.CANCELLED:
                 self.log(logging.INFO, "the prewarm was cancelled")
@@ -583,14 +591,18 @@ class _Turn:
         self._move_offload(message.event, message)
         took_s = self.now_s - saving.began_s
         if message.event is OffloadEvent.COMPLETED:
-            self.set(life=message.life)
+            self.set(life=message.life, source=None, unsaved="")
             self.do(
                 Observe(LFC_SECONDS, "offload", took_s), Observe(LFC_STATE_BYTES, "offload", message.size)
             )
             self.log(logging.INFO, f"the state of the cache is saved: {message.size} bytes in {took_s:.1f} s")
-        elif message.event in {OffloadEvent.NOTHING_CACHED, OffloadEvent.CACHE_LOST} or message.cancelled:
-            self.log(logging.INFO, f"the state of the cache is not saved: {message.error}")
+        elif message.event is not OffloadEvent.FAILED or message.cancelled:
+            if message.error != self.state.unsaved:
+                level = logging.WARNING if message.event is OffloadEvent.NO_MODULE else logging.INFO
+                self.log(level, f"the state of the cache is not saved: {message.error}")
+            self.set(unsaved=message.error)
         else:
+            self.set(unsaved="")
             self.do(Count(LFC_OFFLOAD_ERRORS))
             self.log(logging.ERROR, f"the state of the cache could not be saved: {message.error}")
         self._last_ended(message.error or None)
@@ -614,6 +626,8 @@ class _Turn:
             )
         elif message is not None and event is OffloadEvent.FAILED:
             offload = OffloadState(status, error=message.error)
+        elif message is not None and event in {OffloadEvent.CACHE_LOST, OffloadEvent.NO_MODULE}:
+            offload = OffloadState(status, reason=message.error)
         self.set(offload=offload)
 
 

@@ -5,10 +5,11 @@ import os
 from typing import Any
 
 import pytest
-from compute_node.actors.lfc_manager.port import CacheError, StoreError
+from compute_node.actors.lfc_manager.port import CacheError, NoModuleError, StoreError
 from compute_node.messages.lfc import (
     CancelPrewarm,
     FollowSpec,
+    GetOffload,
     GetPrewarm,
     LfcAccepted,
     LfcRefused,
@@ -21,6 +22,7 @@ from compute_node.messages.lfc import (
 )
 from compute_node.messages.metrics import (
     LFC_OFFLOAD_BLOCKED,
+    LFC_OFFLOAD_ERRORS,
     LFC_OFFLOADS,
     LFC_PREWARM_ERRORS,
     LFC_PREWARMS,
@@ -29,6 +31,7 @@ from compute_node.messages.metrics import (
     Family,
 )
 
+from doubles.lfc import body_of
 from doubles.specs import a_spec
 from fix_matrix import seed as matrix_seed
 from simulation.bites import BITES, NO_GUARD, find
@@ -140,6 +143,36 @@ def test_an_empty_cache_is_never_saved() -> None:
     world.runtime.settle()
     assert world.manager.state.offload.status is OffloadStatus.SKIPPED
     assert world.store.kept == {}
+
+
+def test_a_cache_that_cannot_be_listed_here_is_skipped_and_says_why_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = house(offload_lfc_interval_seconds=1)
+    world.cache.failure = NoModuleError("a standby has the extension pg_buffercache only from its primary")
+    with caplog.at_level(logging.INFO):
+        world.runtime.advance(10)
+    shown = world.runtime.ask(world.ref, GetOffload())
+    assert (shown.status, shown.reason) == (OffloadStatus.SKIPPED, str(world.cache.failure))
+    assert sum("pg_buffercache" in record.message for record in caplog.records) == 1
+    assert read(world, LFC_OFFLOAD_ERRORS) == 0
+    assert read(world, LFC_OFFLOADS) >= 5
+    world.cache.failure = None
+    world.runtime.advance(10)
+    assert world.manager.state.offload.status is OffloadStatus.COMPLETED
+
+
+def test_a_node_that_was_warmed_from_another_and_has_crashed_is_saved_again() -> None:
+    world = house(offload_lfc_interval_seconds=1)
+    world.store.kept["other"] = body_of(range(20))
+    world.cache.at_once = 100
+    world.ref.tell(Prewarm("other"))
+    world.runtime.settle()
+    del world.store.kept["other"]
+    world.cache.crash([3], was_warmed=True)
+    world.runtime.advance(20)
+    assert world.manager.state.offload.status is OffloadStatus.COMPLETED
+    assert world.store.puts
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -228,6 +228,9 @@ def test_offload_waits_and_says_how_it_ended(node: ApiServer) -> None:
     assert (result.stdout, result.exit_code) == ("completed in 0.0 s\n", 0)
     node.answers["GET /lfc/offload"] = (200, {"status": "skipped"})
     assert run("offload", "--url", node.url).stdout == "skipped: nothing is cached\n"
+    node.answers["GET /lfc/offload"] = (200, {"status": "skipped", "reason": "install it"})
+    result = run("offload", "--url", node.url)
+    assert (result.stdout, result.exit_code) == ("skipped: install it\n", 1)
     node.answers["GET /lfc/offload"] = (200, {"status": "failed", "error": "no"})
     assert run("offload", "--url", node.url).exit_code == 1
 

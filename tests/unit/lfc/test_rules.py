@@ -305,7 +305,8 @@ def test_without_a_prewarm_there_is_no_error_and_nothing_is_counted() -> None:
     [
         (OffloadEvent.FAILED, b'{"status":"failed","error":"no"}', {LFC_OFFLOAD_ERRORS.name: 1}),
         (OffloadEvent.NOTHING_CACHED, b'{"status":"skipped"}', {}),
-        (OffloadEvent.CACHE_LOST, b'{"status":"skipped"}', {}),
+        (OffloadEvent.CACHE_LOST, b'{"status":"skipped","reason":"no"}', {}),
+        (OffloadEvent.NO_MODULE, b'{"status":"skipped","reason":"no"}', {}),
     ],
 )
 def test_an_offload_that_saves_nothing_says_why_and_an_empty_cache_is_no_error(
@@ -456,6 +457,46 @@ def test_a_last_offload_of_an_emptied_cache_is_not_saved_and_nothing_begins() ->
     life.offload_ends(OffloadEvent.CACHE_LOST, error="a crash")
     assert life.of(Tell) == [Tell(LastOffloadEnded("a crash"))]
     assert not life.of(StartPrewarm)
+
+
+def test_after_a_crash_the_cache_is_warmed_from_where_it_was_until_it_has_saved_its_own_state() -> None:
+    life = Life().hear(Prewarm("other")).prewarm_ends(DONE, life="1").hear(CacheLost())
+    assert life.of(StartPrewarm)[0].place.name == "other"
+    life.prewarm_ends(DONE, life="2").hear(Offload()).offload_ends(life="2").hear(CacheLost())
+    assert life.of(StartPrewarm)[0].place.name == "compute-1"
+    life = Life().hear(Prewarm("other"), CacheLost()).prewarm_ends(FAILED, error="the connection was lost")
+    assert life.of(StartPrewarm)[0].place.name == "other", "what somebody asked for goes on"
+    life.prewarm_ends(MISSING).hear(CacheLost())
+    assert life.of(StartPrewarm)[0].place.name == "compute-1", "that state is gone"
+
+
+def test_a_cold_cache_for_which_there_is_no_state_is_saved_in_the_end() -> None:
+    """Nothing is saved that could be lost: so the crash is over, and not looked at again at each tick."""
+    life = Life(offload_lfc_interval_seconds=5).hear(Prewarm()).prewarm_ends(DONE, life="1")
+    life.hear(CacheLost()).prewarm_ends(MISSING).hear(OffloadDue())
+    assert life.of(StartOffload)[0].life is None
+    life.offload_ends(life="2").hear(OffloadDue())
+    assert life.of(StartOffload)[0].life == "2"
+
+
+@pytest.mark.parametrize("event", [OffloadEvent.NO_MODULE, OffloadEvent.NOTHING_CACHED])
+def test_why_nothing_is_saved_is_told_once_and_again_when_it_is_something_else(event: OffloadEvent) -> None:
+    life = Life(offload_lfc_interval_seconds=5)
+
+    def told(event: OffloadEvent, error: str = "") -> int:
+        before = len(life.logs)
+        life.hear(OffloadDue()).offload_ends(event, error=error)
+        return len(life.logs) - before
+
+    assert [told(event, "no") for _ in range(3)] == [1, 0, 0]
+    assert told(event, "another") == 1
+    assert told(OffloadEvent.COMPLETED) == 1
+    assert told(event, "another") == 1
+    assert [told(OffloadEvent.FAILED, "another") for _ in range(2)] == [1, 1], "each is counted, too"
+    assert life.logs[-3] == (
+        logging.WARNING if event is OffloadEvent.NO_MODULE else logging.INFO,
+        "the state of the cache is not saved: another",
+    )
 
 
 # --- Trying again
