@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -90,19 +91,28 @@ def binaries(request: pytest.FixtureRequest) -> Binaries:
 
 
 class Ports:
-    """Hands out ports that nobody listens on, and remembers them."""
+    """Hands out ports that nobody listens on, and remembers them.
+
+    They are below those that the system takes for connections, and each of two test workers has its own.
+    """
+
+    FIRST: Final = 12_000
+    COUNT: Final = 10_000
 
     def __init__(self) -> None:
         self.given: list[int] = []
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        first = self.FIRST + int(worker) % 2 * self.COUNT
+        self._range = range(first, first + self.COUNT)
 
     def __call__(self) -> int:
         while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port: int = probe.getsockname()[1]
-            if port not in self.given and not listens(port):
-                self.given.append(port)
-                return port
+            port = SystemRandom().choice(self._range)
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+                if port not in self.given and not listens(port):
+                    self.given.append(port)
+                    return port
 
 
 def listens(port: int) -> bool:

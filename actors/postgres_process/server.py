@@ -209,7 +209,7 @@ class Server(Port):
         try:
             yield
         except PassingError:
-            raise  # another attempt heals no disk of ours: it was somebody else
+            raise  # our disk does not heal by another attempt: it is not ours
         except (PostgresError, ProgramError, OSError) as error:
             if not is_about_space(str(error)):
                 raise
