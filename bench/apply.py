@@ -14,7 +14,7 @@ from compute_node.actors.configurator import apply
 from compute_node.actors.configurator import operations as op
 from compute_node.actors.configurator.executor import PostgresSession
 from compute_node.actors.configurator.model import DatabaseFacts
-from compute_node.actors.configurator.phases import Visit
+from compute_node.actors.configurator.plans import Visit
 from compute_node.actors.configurator.port import Order
 from compute_node.actors.configurator.session import DecideVisit, Outcome, VisitOutcome
 from compute_node.actors.configurator.sql import statements

@@ -10,9 +10,11 @@ from ..kit.jobs import Cancellation
 from . import operations as op
 from .desired import Context, departing_names
 from .model import Catalog, CollationDrift, DatabaseFacts
-from .phases import Maintenance, Plan, Step, Visit, Visits, is_clean, plan, plan_visit
+from .phases import plan
+from .plans import Maintenance, Plan, Step, Visit, Visits
 from .port import Order, Report
 from .session import Failure, Session
+from .visits import is_clean, plan_visit
 
 SHOWN_FAILURES: Final = 50
 """More than these are only counted: the list is for a person."""

@@ -25,7 +25,7 @@ from .model import (
     Mark,
     RoleState,
 )
-from .phases import Visit
+from .plans import Visit
 
 Row: TypeAlias = Sequence[bytes | None]
 Question: TypeAlias = tuple[bytes, tuple[bytes, ...]]

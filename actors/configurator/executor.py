@@ -45,7 +45,7 @@ from .desired import BOOTSTRAP_SUPERUSER
 from .limits import visit_limit
 from .model import Catalog
 from .operations import database_named, shown
-from .phases import Visit
+from .plans import Visit
 from .port import AdministrationError, Order, Report
 from .session import DecideVisit, Failure, Outcome, Session, VisitOutcome
 

@@ -12,9 +12,11 @@ from . import operations as op
 from .apply import collation_warning, survey
 from .desired import Context, Refusal
 from .model import Catalog, DatabaseFacts, Draft, facts_after, facts_renamed
-from .phases import WEB_ACCESS_SINCE, Maintenance, Plan, Visit, Visits, plan, plan_visit
+from .phases import plan
+from .plans import Maintenance, Plan, Visit, Visits
 from .port import Order
 from .session import Session
+from .visits import WEB_ACCESS_SINCE, plan_visit
 
 WEB_ACCESS: Final = "web_access"
 DEFAULT_TEMPLATE: Final = "template1"

@@ -7,7 +7,7 @@ import msgspec
 
 from . import operations as op
 from .model import Catalog, DatabaseFacts
-from .phases import Visit
+from .plans import Visit
 
 
 class Failure(msgspec.Struct, frozen=True):

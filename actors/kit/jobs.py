@@ -1,10 +1,9 @@
 """Work that may wait: it runs on a thread of the kit and its outcome is a message."""
 
 import logging
-import os
 import threading
 from collections.abc import Callable
-from typing import Final, final
+from typing import final
 
 from ...messages.base import Message
 from ...messages.failpoints import Failpoint
@@ -100,29 +99,6 @@ class Cancellation:
         """Drop the callbacks: what they would end is not there any more."""
         with self._lock:
             self._callbacks.clear()
-
-
-class Wake:
-    """A descriptor that becomes readable when a job is asked to end; close it before the job is over."""
-
-    def __init__(self, cancellation: Cancellation) -> None:
-        self._lock = threading.Lock()
-        self._descriptor: int | None = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.descriptor: Final = self._descriptor
-        cancellation.on_request(self.wake)
-
-    def wake(self) -> None:
-        """Make it readable; from any thread."""
-        with self._lock:
-            if self._descriptor is not None:
-                os.eventfd_write(self._descriptor, 1)
-
-    def close(self) -> None:
-        """Free the descriptor; a cancellation that comes later is harmless."""
-        with self._lock:
-            descriptor, self._descriptor = self._descriptor, None
-            if descriptor is not None:
-                os.close(descriptor)
 
 
 Work = Callable[[Cancellation], Message | None]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ...messages.stream import ByteStream
-from .jobs import Wake
+from .wake import Wake
 
 MAX_OUTPUT: Final = 65_536
 """Bytes of output that are kept: the last ones."""

@@ -16,9 +16,10 @@ from ...messages.failpoints import Failpoint
 from ...messages.metrics import SLOW_SPAWNS, SPAWN_SECONDS, SPAWNS
 from ...messages.stream import ByteStream, StreamClosedError
 from .families import MARK, Family, Leftovers
-from .jobs import Cancellation, Wake
+from .jobs import Cancellation
 from .metrics import Metrics
 from .output import MAX_OUTPUT, Pouring, read
+from .wake import Wake
 
 SLOW_SPAWN_S: Final = 0.05
 """A start beyond it is counted: as long as a handler may take, for that is what it holds up."""

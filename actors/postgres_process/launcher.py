@@ -16,8 +16,9 @@ from ...messages.secret import Secret
 from ...postgres import pidfile
 from ...postgres.binaries import Binaries
 from ...postgres.environment import allowed
-from ..kit.jobs import Cancellation, Wake
+from ..kit.jobs import Cancellation
 from ..kit.programs import Starter
+from ..kit.wake import Wake
 from . import orphans
 from .confining import NOT_CONFINED, Confinement, enter
 

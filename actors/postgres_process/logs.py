@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ...postgres.masking import mask_server_words
-from ..kit.jobs import Cancellation, Wake
+from ..kit.jobs import Cancellation
+from ..kit.wake import Wake
 from .disk import is_about_space
 
 MAX_MESSAGE: Final = 65_536

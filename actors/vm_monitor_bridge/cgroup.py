@@ -12,7 +12,8 @@ from typing_extensions import override
 from ...messages.vm import CgroupSeen
 from ...postgres import cgroup
 from ...postgres.cgroup import PROC, Group
-from ..kit.jobs import Cancellation, Wake
+from ..kit.jobs import Cancellation
+from ..kit.wake import Wake
 from . import decisions
 from .decisions import Logged, Summary
 from .port import Heard, Memory, VmError

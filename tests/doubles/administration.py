@@ -17,7 +17,7 @@ from compute_node.actors.configurator.model import (
     facts_after,
     facts_renamed,
 )
-from compute_node.actors.configurator.phases import Visit
+from compute_node.actors.configurator.plans import Visit
 from compute_node.actors.configurator.port import (
     Administration,
     AdministrationError,

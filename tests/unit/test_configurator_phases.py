@@ -17,7 +17,9 @@ from compute_node.actors.configurator.model import (
     RoleState,
 )
 from compute_node.actors.configurator.operations import DefaultTarget, GrantTarget, Phase
-from compute_node.actors.configurator.phases import Plan, Visit, is_clean, plan, plan_visit
+from compute_node.actors.configurator.phases import plan
+from compute_node.actors.configurator.plans import Plan, Visit
+from compute_node.actors.configurator.visits import is_clean, plan_visit
 from compute_node.messages.secret import Secret
 from compute_node.messages.spec import (
     Audit,

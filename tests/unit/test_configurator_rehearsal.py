@@ -13,7 +13,7 @@ from compute_node.actors.configurator.model import (
     Holdings,
     RoleState,
 )
-from compute_node.actors.configurator.phases import Plan, Visit, Visits
+from compute_node.actors.configurator.plans import Plan, Visit, Visits
 from compute_node.actors.configurator.port import Order
 from compute_node.actors.configurator.rehearsal import Rehearsed, rehearse
 from compute_node.actors.configurator.session import DecideVisit, Failure, VisitOutcome

@@ -20,8 +20,9 @@ from ....postgres import page_api
 from ....postgres.coroutines import run_async
 from ....postgres.neighbours import NeighbourError, connect
 from ....postgres.page_api_call import CONNECTED
-from ...kit.jobs import Cancellation, Wake
+from ...kit.jobs import Cancellation
 from ...kit.programs import ProgramError, Starter
+from ...kit.wake import Wake
 from .refusals import PageserverError
 
 if TYPE_CHECKING:
