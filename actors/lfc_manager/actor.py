@@ -1,4 +1,4 @@
-"""The LfcManager: interprets its own decisions (rules.py), and runs prewarms and offloads as jobs, one at a time."""
+"""The LfcManager: interprets its own decisions, and runs prewarms and offloads as jobs, one at a time."""
 
 import logging
 from functools import partial
@@ -23,29 +23,14 @@ from ...messages.settings import NodeSettings
 from ..kit.actor import Actor, Ref
 from ..kit.effects import After, Log, Never, Reminders, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
+from .decisions import Decided, decide
+from .effects import Answer, CancelJob, Count, Effect, Observe, StartOffload, StartPrewarm
+from .lifecycle import OffloadEvent, PrewarmEvent
 from .packing import StateError, pack, unpack
 from .places import Place
 from .port import Cache, CacheError, Counts, NoModuleError, Progress, Store, StoreError
-from .rules import (
-    BROKEN_OFF,
-    Answer,
-    CancelJob,
-    Count,
-    Decided,
-    Effect,
-    LfcState,
-    Observe,
-    OffloadDue,
-    OffloadEnded,
-    OffloadEvent,
-    PrewarmEnded,
-    PrewarmEvent,
-    PrewarmProgressed,
-    PrewarmRetry,
-    StartOffload,
-    StartPrewarm,
-    decide,
-)
+from .private import OffloadDue, OffloadEnded, PrewarmEnded, PrewarmProgressed, PrewarmRetry
+from .state import LfcState
 
 Heard: TypeAlias = (
     CacheLost
@@ -65,6 +50,7 @@ Heard: TypeAlias = (
 )
 
 NOTHING_CACHED: Final = "nothing is cached"
+BROKEN_OFF: Final = "it was broken off because the node is ending"
 CACHE_LOST: Final = "a crash of Postgres has emptied the cache"
 
 log = logging.getLogger("compute_node.lfc")

@@ -24,7 +24,10 @@ from compute_node.actors.configurator import apply
 from compute_node.actors.kit.cell import Cell
 from compute_node.actors.kit.effects import After
 from compute_node.actors.lfc_manager import actor as lfc
-from compute_node.actors.lfc_manager import rules
+from compute_node.actors.lfc_manager import decisions as lfc_decisions
+from compute_node.actors.lfc_manager import offloading, prewarming
+from compute_node.actors.lfc_manager.lifecycle import PrewarmEvent
+from compute_node.actors.lfc_manager.private import PrewarmEnded
 from compute_node.actors.lsn_lease import rules as lease
 from compute_node.actors.postgres_process import claim, configuration, safekeepers
 from compute_node.actors.postgres_process import decisions as process
@@ -272,11 +275,11 @@ def leaves_the_last_step_out(right: Any, *args: Any) -> Any:
     return msgspec.structs.replace(planned, steps=planned.steps[:-1])
 
 
-def takes_for_complete(event: rules.PrewarmEvent) -> Callable[..., None]:
-    def wrong(myself: Any, message: rules.PrewarmEnded) -> None:
-        myself.prewarm_ended(message)
+def takes_for_complete(event: PrewarmEvent) -> Callable[..., None]:
+    def wrong(turn: Any, message: PrewarmEnded) -> None:
+        prewarming.prewarm_ended(turn, message)
         if message.event is event:
-            myself.set(incomplete=False)
+            turn.set(incomplete=False)
 
     return wrong
 
@@ -430,12 +433,12 @@ BITES: Final = (
         "10",
         replaced(attempts, "under_way", takes_late_outcomes),
     ),
-    Bite(NO_GUARD, "11", replaced(rules, "why_not_offload", nothing), check_cache),
-    Bite("the same, in a whole node", "11", replaced(rules, "why_not_offload", nothing)),
+    Bite(NO_GUARD, "11", replaced(offloading, "why_not_offload", nothing), check_cache),
+    Bite("the same, in a whole node", "11", replaced(offloading, "why_not_offload", nothing)),
     Bite(
         "a cancelled prewarm counts as a complete one",
         "11",
-        entry(rules._HANDLERS, rules.PrewarmEnded, takes_for_complete(rules.PrewarmEvent.CANCELLED)),
+        entry(lfc_decisions._HANDLERS, PrewarmEnded, takes_for_complete(PrewarmEvent.CANCELLED)),
         check_cache,
     ),
     Bite(
@@ -447,7 +450,7 @@ BITES: Final = (
     Bite(
         "a failed prewarm counts as a complete one",
         "11",
-        entry(rules._HANDLERS, rules.PrewarmEnded, takes_for_complete(rules.PrewarmEvent.FAILED)),
+        entry(lfc_decisions._HANDLERS, PrewarmEnded, takes_for_complete(PrewarmEvent.FAILED)),
         check_cache,
     ),
     Bite(

@@ -5,30 +5,20 @@ from typing import Any
 
 import pytest
 from compute_node.actors.kit.effects import After, Log, Never, Tell
+from compute_node.actors.lfc_manager.decisions import Decided, decide
+from compute_node.actors.lfc_manager.effects import Answer, CancelJob, Count, StartOffload, StartPrewarm
+from compute_node.actors.lfc_manager.lifecycle import OFFLOADS, PREWARMS, OffloadEvent, PrewarmEvent, Refused
+from compute_node.actors.lfc_manager.offloading import why_not_offload
 from compute_node.actors.lfc_manager.places import NO_ADDRESS, NO_ENDPOINT
-from compute_node.actors.lfc_manager.rules import (
-    MOST_AGAIN,
-    OFFLOADS,
-    PREWARMS,
-    RETRY_S,
-    Answer,
-    CancelJob,
-    Count,
-    Decided,
-    LfcState,
+from compute_node.actors.lfc_manager.prewarming import MOST_AGAIN, RETRY_S
+from compute_node.actors.lfc_manager.private import (
     OffloadDue,
     OffloadEnded,
-    OffloadEvent,
     PrewarmEnded,
-    PrewarmEvent,
     PrewarmProgressed,
     PrewarmRetry,
-    Refused,
-    StartOffload,
-    StartPrewarm,
-    decide,
-    why_not_offload,
 )
+from compute_node.actors.lfc_manager.state import LfcState
 from compute_node.messages.base import decode, encode
 from compute_node.messages.lfc import (
     CacheLost,
