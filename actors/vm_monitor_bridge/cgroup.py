@@ -14,8 +14,7 @@ from ...postgres import cgroup
 from ...postgres.cgroup import PROC, Group
 from ..kit.jobs import Cancellation
 from ..kit.wake import Wake
-from . import decisions
-from .decisions import Logged, Summary
+from .decisions import LOG_EVERY, MIB, POLL_S, SAMPLES, Logged, Summary, is_worth_telling, summarise
 from .port import Heard, Memory, VmError
 from .private import CgroupFound, MemoryUsed
 
@@ -62,11 +61,11 @@ class CgroupMemory(Memory):
             sampler = Sampler()
             pause = select.poll()  # at two thirds of what the cancellation's own wait costs
             pause.register(wake.descriptor, select.POLLIN)
-            while not cancellation.requested:
+            pause_ms = POLL_S * 1000
+            while not pause.poll(pause_ms):
                 summary = sampler.take(self._sample(descriptor), cancellation.now(), self._threshold)
                 if summary is not None:
                     heard(MemoryUsed(summary))
-                pause.poll(decisions.POLL_S * 1000)
             cancellation.check()
 
     def _group(self, postmaster: int) -> Group:
@@ -101,7 +100,7 @@ class Sampler:
     """
 
     def __init__(self) -> None:
-        self._last: deque[int] = deque(maxlen=decisions.SAMPLES)
+        self._last: deque[int] = deque(maxlen=SAMPLES)
         self._told: Summary | None = None
         self._logged = Logged()
         self._unlogged: list[int] = []
@@ -110,10 +109,10 @@ class Sampler:
         """Take one sample in; return the average where the bridge must hear of it."""
         self._last.append(sample)
         self._unlogged.append(sample)
-        if len(self._unlogged) == decisions.LOG_EVERY:
+        if len(self._unlogged) == LOG_EVERY:
             self._log(at_s)
-        summary = decisions.summarise(self._last, at_s)
-        if not decisions.is_worth_telling(self._told, summary, threshold):
+        summary = summarise(self._last, at_s)
+        if not is_worth_telling(self._told, summary, threshold):
             return None
         self._told = summary
         return summary
@@ -126,7 +125,7 @@ class Sampler:
 
 
 def _history(samples: list[int]) -> str:
-    return ", ".join(f"{sample / decisions.MIB:.1f}" for sample in samples)
+    return ", ".join(f"{sample / MIB:.1f}" for sample in samples)
 
 
 @contextmanager
