@@ -51,7 +51,10 @@ class NeonVm(Machine):
             log.info("swap was resized to %d bytes", size)
         elif not Path(self._resize_swap).exists():
             # It removes itself once it has done its work: this is not the first start of this machine.
-            log.warning("swap stays as it is: %s is gone, as it is after its first run", self._resize_swap)
+            log.warning(
+                "swap stays as it is: %s is gone, as it is after its first run (%s)",
+                *(self._resize_swap, problem),
+            )
         else:
             msg = f"failed to resize swap: {problem}"
             raise VmError(msg)

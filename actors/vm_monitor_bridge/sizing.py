@@ -85,7 +85,7 @@ def sized(turn: Turn, message: Sized) -> None:
         turn.set(has_file_cache=message.file_cache is not None if turn.state.resizes else None)
     if task.kind is Kind.DOWNSCALE and not may_shrink(turn, task):  # more memory is in use by now
         restore = Task(Kind.RESTORE, NOBODY, total=turn.state.total)
-        turn.set(queue=(restore, *turn.state.queue))
+        turn.set(queue=(restore, *turn.state.queue), file_cache=message.file_cache)
         return
     before, after = turn.state.threshold, decisions.threshold(message.total)
     known = turn.state.file_cache if message.file_cache is None else message.file_cache
@@ -98,6 +98,7 @@ def sizing_failed(turn: Turn, message: SizingFailed) -> None:
     task = _over(turn, message.work)
     if task is None:
         return
+    turn.set(file_cache=None)  # it may have been changed all the same
     if task.kind in FAILED:
         fail(turn, task, message.error)
         return

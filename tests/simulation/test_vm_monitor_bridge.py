@@ -152,7 +152,9 @@ def test_an_upscale_that_fails_is_told_with_its_causes_and_changes_no_threshold(
     assert stage.memory.expected == threshold(4 * GIB)
     assert peer.is_open()
     stage.cache.broken = None
+    assert stage.shown().file_cache_bytes is None
     assert stage.say(peer, grown(4, 8 * GIB)) == [UpscaleConfirmation(4)]
+    assert stage.shown().file_cache_bytes == FILE_CACHE.size(usable(8 * GIB))
 
 
 def test_a_downscale_is_approved_where_little_is_in_use(stage: Stage) -> None:
@@ -217,9 +219,11 @@ def test_sizes_that_cannot_be_restored_are_told_and_an_end_forgets_them(stage: S
     stage.use(800 * MIB)
     stage.runtime.advance(3.0)
     assert stage.cache.size == 698 * MIB
+    assert stage.shown().file_cache_bytes == 698 * MIB, "which is so until it is restored"
     stage.cache.broken = "no connection to Postgres"
     stage.runtime.advance(3.0)
     assert stage.decisions[-1] == "restore_failed"
+    assert stage.shown().file_cache_bytes is None, "a change that failed may have been made in part"
     assert peer.is_open()
 
     stage.cache.broken = None

@@ -82,11 +82,15 @@ def test_a_swap_program_that_has_removed_itself_has_done_its_work_before(
     programs.make().resize_swap(5, Cancellation())
 
     assert "is gone, as it is after its first run" in caplog.text
+    assert "--once 5`: process exited with " in caplog.text, "the reason is told, too"
     caplog.clear()
     caplog.set_level(logging.INFO)
     programs.sudo.unlink()
     programs.make().resize_swap(5, Cancellation())
     assert "swap stays as it is" in caplog.text
+    assert f"{programs.sudo} cannot be run: No such file" in caplog.text, (
+        "a sudo that is missing is no first run"
+    )
 
 
 def test_a_missing_program_fails_where_it_has_not_removed_itself(programs: Programs) -> None:
