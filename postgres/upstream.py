@@ -71,6 +71,8 @@ def parse(conninfo: Secret) -> Upstream:
     if not found.get("host") and not found.get("hostaddr"):
         _refuse("it names no host")
     password = found.pop("password", None)
+    if password is not None:
+        found.pop("passfile", None)  # libpq would not look into it, and programs would in place of ours
     for name in found:
         if is_secret_setting(name) and name not in _PASSWORDS:
             _refuse(f"`{name}` would have to be told to programs as an argument, which everybody can read")

@@ -116,6 +116,9 @@ def _parts_of(url: str) -> "SplitResult":
     except ValueError as error:
         msg = f"its URL cannot be used: {error}"
         raise WebError(msg, passing=False) from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        msg = "its URL cannot be used: give it as http://host:port or https://host:port"
+        raise WebError(msg, passing=False)
     return parts
 
 

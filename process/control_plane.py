@@ -123,7 +123,7 @@ def _attempt(url: str, headers: dict[str, str], cancellation: Cancellation) -> t
         response = exchange(Request(url, headers), LIMITS, cancellation)
     except WebError as error:
         text = f"could not perform request to control plane: {error}"
-        return NO_RESPONSE, Failed(text, Blame.PASSING)
+        return NO_RESPONSE, Failed(text, Blame.PASSING if error.passing else Blame.FINAL)
     return response.label, judge(response)
 
 

@@ -132,6 +132,13 @@ def test_nobody_there_is_counted_as_unknown_and_never_tells_the_token(
     assert "canary" not in str(error_info.value) + caplog.text
 
 
+def test_an_address_that_is_no_url_is_said_once() -> None:
+    counted: list[str] = []
+    with pytest.raises(ConfigurationError, match=r"give it as http://host:port or https://host:port$"):
+        fetch(ControlPlane("control-plane:3000", "node", Secret("canary")), Cancellation(), counted.append)
+    assert counted == ["unknown"]
+
+
 def test_a_connection_that_breaks_off_is_tried_again(double: doubles.ControlPlane) -> None:
     double.cut_at = 20
     error, counted = fetched(double)

@@ -25,6 +25,13 @@ def test_programs_get_all_but_the_password_and_the_standby_gets_it_too(text: str
     assert conninfo_to_dict(upstream.conninfo(replication="true"))["replication"] == "true"
 
 
+def test_a_password_counts_more_than_a_file_of_them_for_programs_too() -> None:
+    """As in libpq, whose own order would be the other way round where both came as files."""
+    both, alone = parse(Secret("host=h password=p passfile=/f")), parse(Secret("host=h passfile=/f"))
+    assert "passfile" not in conninfo_to_dict(both.conninfo())
+    assert conninfo_to_dict(alone.conninfo())["passfile"] == "/f"
+
+
 def test_a_primary_that_vanishes_is_noticed_unless_the_conninfo_says_otherwise() -> None:
     assert conninfo_to_dict(parse(Secret("host=h")).conninfo())["tcp_user_timeout"] == "60000"
     own = parse(Secret("host=h tcp_user_timeout=1 application_name=mine"))

@@ -326,7 +326,9 @@ def test_a_header_that_would_be_more_than_one_is_not_sent_and_not_told(token: st
         assert not error.value.passing
 
 
-@pytest.mark.parametrize("url", ["http://host:99999/", "http://[::1/"])
+@pytest.mark.parametrize(
+    "url", ["http://host:99999/", "http://[::1/", "host:80/", "ftp://host/", "http:///", "//host/"]
+)
 def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(WebError, match="its URL cannot be used") as error:
         exchange(Request(url), LIMITS, Cancellation())
