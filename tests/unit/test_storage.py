@@ -54,10 +54,10 @@ def test_one_string_is_an_unsharded_tenant_and_ids_are_lower_case() -> None:
 
 
 def test_several_strings_are_shards_in_order_each_with_its_own_protocol() -> None:
-    urls = "grpc://a:1,postgres://b,host=c port=5,options='-c x=http://y' host=d"
+    urls = "grpc://a:1/?x=y://z,postgres://b,host=c port=5,options='-c x=http://y' host=d"
     storage = storage_of(spec(pageserver_connstring=Secret(urls), shard_stripe_size=8))
     assert shown(storage.shards) == [
-        ("0004", [("grpc://a:1", Wire.GRPC)]),
+        ("0004", [("grpc://a:1/?x=y://z", Wire.GRPC)]),
         ("0104", [("postgres://b", Wire.LIBPQ)]),
         ("0204", [("host=c port=5", Wire.LIBPQ)]),
         ("0304", [("options='-c x=http://y' host=d", Wire.LIBPQ)]),
@@ -73,8 +73,7 @@ def test_the_settings_are_the_last_source() -> None:
         "tenant_id": TENANT,
         "timeline_id": TIMELINE,
     }
-    settings = tuple(GenericOption(f"neon.{name}", "string", value) for name, value in names.items())
-    storage = storage_of(a_spec(cluster=Cluster((), (), settings=settings)))
+    storage = storage_of(a_spec(cluster=settings(**names)))
     assert [index for index, _ in shown(storage.shards)] == ["0002", "0102"]
     assert (storage.stripe_size, storage.tenant_id) == (16, "ab" * 16)
 
@@ -94,6 +93,18 @@ def test_the_connection_info_names_all_servers_of_a_shard_by_the_preferred_proto
     assert shown(storage_of(spec(pageserver_connection_info=both)).shards) == [
         ("0000", [("grpc://a", Wire.GRPC)])
     ]
+
+
+def settings(**values: str) -> Cluster:
+    return Cluster(
+        (),
+        (),
+        settings=tuple(GenericOption(f"neon.{name}", "string", value) for name, value in values.items()),
+    )
+
+
+def without_the_last(given_info: PageserverConnectionInfo) -> dict[str, PageserverShard]:
+    return dict(list(given_info.shards.items())[:-1])
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -138,6 +149,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"pageserver_connstring": Secret("a"), "tenant_id": None},
         "tenant id should be provided",
     ),
+    "no timeline": (
+        {"pageserver_connstring": Secret("a"), "timeline_id": None},
+        "timeline id should be provided",
+    ),
+    "a timeline that is none": (
+        {
+            "pageserver_connstring": Secret("a"),
+            "timeline_id": None,
+            "cluster": settings(timeline_id="canary"),
+        },
+        "invalid timeline id",
+    ),
+    "one of many shards is missing": (
+        {"pageserver_connection_info": info(17, 8, shards=without_the_last(info(17)))},
+        "shard connection info missing for shard 16",
+    ),
+    "stripes of no number": (
+        {"cluster": settings(pageserver_connstring="a,b", stripe_size="-8")},
+        "the setting `neon.stripe_size` is not a number of pages",
+    ),
+    "stripes of a foreign number": (
+        {"cluster": settings(pageserver_connstring="a,b", stripe_size="\N{ARABIC-INDIC DIGIT EIGHT}")},
+        "the setting `neon.stripe_size` is not a number of pages",
+    ),
+    "a long scheme": (
+        {"pageserver_connstring": Secret(f"{'s' * 50}://canary")},
+        f"invalid protocol scheme: {'s' * 40}",
+    ),
 }
 
 
@@ -153,10 +192,14 @@ def test_old_and_new_form_beside_each_other_may_agree() -> None:
     old = Secret("postgresql://ps0,postgresql://ps1")
     both = spec(pageserver_connection_info=info(2, 8), pageserver_connstring=old, shard_stripe_size=8)
     assert storage_of(both) == storage_of(spec(pageserver_connstring=old, shard_stripe_size=8))
+    one = Secret("postgresql://ps0")
+    alone = spec(pageserver_connection_info=info(), pageserver_connstring=one, shard_stripe_size=9)
+    assert storage_of(alone) == storage_of(spec(pageserver_connstring=one)), "one shard has no stripes"
 
 
 def test_only_a_primary_finds_safekeepers_in_the_setting() -> None:
-    cluster = Cluster((), (), settings=(GenericOption("neon.safekeepers", "string", "a:1,b:1"),))
+    cluster = settings(safekeepers="a:1,b:1")
+    assert safekeepers_of(a_spec(cluster=settings(safekeepers=""))) == ()
     assert safekeepers_of(a_spec(cluster=cluster)) == ("a:1", "b:1")
     assert safekeepers_of(a_spec(cluster=cluster, mode="Replica")) == ()
     with pytest.raises(StorageError, match="safekeeper connstrings should be provided"):

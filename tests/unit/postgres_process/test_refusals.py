@@ -53,7 +53,8 @@ def test_what_does_not_heal_is_permanent(text: str, code: str | None) -> None:
 @pytest.mark.parametrize(("text", "code"), PASSING)
 def test_what_may_heal_or_is_not_known_is_tried_again(text: str, code: str | None) -> None:
     assert is_passing(text, code)
-    assert PageserverError(text, code).passing
+    error = PageserverError(text, code)
+    assert (str(error), error.code, error.passing) == (text, code, True)
 
 
 # --- Progress

@@ -16,7 +16,14 @@ from typing import Any, Final
 
 import pytest
 from compute_node.actors.postgres_process.pgdata import MARKER, TOKEN
-from compute_node.actors.postgres_process.sources.tar import BLOCK, ArchiveError, clean, read_header
+from compute_node.actors.postgres_process.sources.tar import (
+    BLOCK,
+    ArchiveError,
+    Entry,
+    Kind,
+    clean,
+    read_header,
+)
 from compute_node.actors.postgres_process.sources.unpacking import Limits, Unpacked, unpack
 from compute_node.postgres.accounts import Account, resolve_account
 from hypothesis import example, given
@@ -266,6 +273,39 @@ def test_what_is_forbidden_is_refused_for_good(case: str, place: Place) -> None:
         place.unpack(hostile(case), limits=Limits(size=1 << 20))
     assert not caught.value.passing or "sum" in str(caught.value)
     assert not (place.target / "after").exists()
+
+
+REFUSED: Final = {
+    "a header is of an unknown form (b'USTAR  \\x00')": signed(entry("x"), {257: b"USTAR  \0"}),
+    "b'link' is a symbolic link": entry("link", kind=tarfile.SYMTYPE, linkname="/etc"),
+    "b'what' is of an unknown kind (b'Z')": entry("what", kind=b"Z"),
+    "b'fresh/' is not the name of a file": entry("fresh/"),
+    "the size of b'huge' is not a number (b'0000000000 8')": signed(entry("huge"), {124: b"0000000000 8"}),
+    "b'/x' is not a path below the root": entry("/x"),
+    "b'./' is not the name of a file": entry("./"),
+    "b'/' is not a path below the root": entry("/"),
+    f"{'x/' * 16 + 'x'!r} is too long".replace("'", "b'", 1): entry("/".join("x" * 17)),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_refusal_names_the_entry_and_the_reason(words: str) -> None:
+    with pytest.raises(ArchiveError) as caught:
+        read_header(REFUSED[words][:BLOCK])
+    assert (str(caught.value), caught.value.passing) == (f"the archive is refused: {words}", False)
+
+
+def test_a_header_with_a_wrong_checksum_says_so() -> None:
+    with pytest.raises(ArchiveError) as caught:
+        read_header(b"y" + entry("x")[1:BLOCK])
+    assert str(caught.value) == "the archive is damaged: a header's checksum is wrong"
+
+
+def test_the_fields_of_a_header_are_read_to_their_last_byte_and_no_further() -> None:
+    name, prefix, beyond = b"n" * 100, b"p" * 155, b"!"
+    full = {0: name, 124: b"7" * 12, 257: b"ustar\x0000", 345: prefix, 500: beyond}
+    header = signed(entry("x"), full)[:BLOCK]
+    assert read_header(header) == Entry(prefix + b"/" + name, Kind.FILE, 8**12 - 1)
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,17 @@ def test_the_file_cache_grows_with_the_memory_and_leaves_room(one: int, other: i
         ({"spread": -0.1}, "spread must not be negative"),
         ({"beside": 0}, "must be left beside"),
         ({"fraction": 0.95}, "takes all of the memory"),
+        ({"fraction": 0.5, "spread": 1.0}, "takes all of the memory"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(rule: dict[str, float], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         FileCacheRule(**rule)  # type: ignore[arg-type] # wrong on purpose
+
+
+def test_a_rule_may_go_as_far_as_it_makes_sense() -> None:
+    assert FileCacheRule(fraction=0.9, beside=1, spread=0.0).size(100 * MIB) == 90 * MIB
+    assert FileCacheRule(fraction=0.6).size(GIB) == 614 * MIB
 
 
 @pytest.mark.parametrize(("total", "limit"), [(0, 0), (100, 85), (1000 * MIB, 850 * MIB), (7, 5)])
@@ -154,6 +160,10 @@ def test_history_is_logged_by_twenties_when_something_changed_or_after_a_while()
     assert len(logged(*[800] * LOG_EVERY, *[899] * LOG_EVERY)) == 1
     assert len(logged(*[800] * LOG_EVERY, *[900] * LOG_EVERY)) == 2
     assert len(logged(*[0] * 2 * LOG_EVERY)) == 1, "nothing is no change from nothing"
+    assert len(logged(*[0] * LOG_EVERY, *[1] * LOG_EVERY)) == 2
+    assert len(logged(*[4 * GIB] * LOG_EVERY, *[4 * GIB + 128 * MIB] * LOG_EVERY)) == 2
+    assert Logged(0.0, GIB).take(calm, 15.0) is None
+    assert Logged(0.0, GIB).take(calm, 15.01) == Logged(15.01, GIB)
 
 
 # --- Decisions -------------------------------------------------------------------------------------------
@@ -163,7 +173,12 @@ def test_a_downscale_needs_fresh_memory_data() -> None:
     memory = Summary(100.0, 0, 5)
 
     assert judge_downscale(GIB, memory, 100.0 + FRESH_S) is None
-    assert isinstance(judge_downscale(GIB, memory, 100.0 + FRESH_S + 0.01), Stale)
+    assert judge_downscale(GIB, memory, 100.0 + FRESH_S + 0.5) == Stale(
+        "the memory in use is not known: the last sample is 5.5 s old (limit 5 s)"
+    )
+    assert judge_downscale(GIB, Summary(100.0), 107.0) == Stale(
+        "the memory in use is not known: there has been no sample for 7.0 s (limit 5 s)"
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -1,6 +1,7 @@
 """The agent's protocol: every message, byte for byte, and what is no message."""
 
 import json
+import re
 
 import pytest
 from compute_node.actors.vm_monitor_bridge import protocol
@@ -37,23 +38,23 @@ def test_a_version_is_chosen_exactly_when_the_range_holds_it(one: int, other: in
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "problem"),
     [
-        "",
-        "[]",
-        "{}",
-        '{"min":2,"max":1}',
-        '{"min":1}',
-        '{"min":-1,"max":1}',
-        '{"min":1,"max":256}',
-        '{"min":"1","max":"1"}',
-        '{"min":1.5,"max":2}',
-        "[" * 100_000,
+        ("", "truncated"),
+        ("[]", "Expected `object`"),
+        ("{}", "missing required field"),
+        ('{"min":2,"max":1}', "the version range 2 to 1 is empty"),
+        ('{"min":1}', "missing required field `max`"),
+        ('{"min":-1,"max":1}', "`int` >= 0"),
+        ('{"min":1,"max":256}', "`int` <= 255"),
+        ('{"min":"1","max":"1"}', "Expected `int`"),
+        ('{"min":1.5,"max":2}', "Expected `int`"),
+        ('{"a":' + "[" * 100_000, "it is nested too deeply"),
     ],
     ids=lambda text: text[:20],
 )
-def test_a_range_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
+def test_a_range_that_is_none_is_refused_and_the_reason_told(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
         protocol.read_offer(text)
 
 
@@ -127,6 +128,25 @@ def test_what_is_no_message_is_told_with_its_number_where_it_has_one(text: str, 
     assert 0 < len(said.error) <= protocol.MAX_TEXT
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            '{"content":{"target":{"cpu":1,"mem":18446744073709551616}},"type":"DownscaleRequest","id":6}',
+            "18446744073709551616 bytes do not fit into 64 bits - at `$.content.target`",
+        ),
+        ('{"type":"HealthCheck"}', "Object missing required field `id`"),
+        ('{"a":' * 50_000, "it is nested too deeply"),
+    ],
+    ids=("too large", "no number", "too deep"),
+)
+def test_the_reason_why_it_is_no_message_is_told(text: str, problem: str) -> None:
+    said = protocol.read(text)
+
+    assert isinstance(said, Unreadable)
+    assert said.error == problem
+
+
 @given(st.text())
 @example("\ud800")
 def test_no_text_whatever_raises(text: str) -> None:
@@ -160,3 +180,7 @@ def test_a_long_text_of_the_agent_is_cut() -> None:
 def test_what_we_say_is_written_as_the_agent_reads_it(message: protocol.ToAgent, text: str) -> None:
     assert protocol.write(message) == text
     assert protocol.kind_of(message) == json.loads(text)["type"]
+
+
+def test_the_messages_of_the_negotiation_are_called_what_they_are() -> None:
+    assert protocol.kind_of(protocol.Chosen(1)) == "Chosen"
