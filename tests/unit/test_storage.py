@@ -15,7 +15,7 @@ from compute_node.messages.spec import (
 )
 from compute_node.postgres.conf import ConfContext, ConfError, render
 from compute_node.postgres.lsn import parse_lsn, show_lsn
-from compute_node.postgres.storage import Shard, StorageError, safekeepers_of, storage_of
+from compute_node.postgres.storage import Shard, StorageError, safekeeper_problem, safekeepers_of, storage_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -204,6 +204,25 @@ def test_only_a_primary_finds_safekeepers_in_the_setting() -> None:
     assert safekeepers_of(a_spec(cluster=cluster, mode="Replica")) == ()
     with pytest.raises(StorageError, match="safekeeper connstrings should be provided"):
         safekeepers_of(a_spec())
+
+
+@pytest.mark.parametrize(
+    ("safekeepers", "problem"),
+    [
+        (("a:1", "b:65535", "10.0.0.1:5454", "[::1]:5454", "c"), None),
+        ((), "safekeeper_connstrings is empty"),
+        (("b:1", "a:1", "b:1"), "duplicate entry in safekeeper_connstrings: b:1!"),
+        (("a:1", "b:0"), "safekeeper_connstrings: entry 2 is not of the form host:port"),
+        (("a:65536",), "safekeeper_connstrings: entry 1 is not of the form host:port"),
+        (("a:1", ""), "safekeeper_connstrings: entry 2 is not of the form host:port"),
+        (("http://a:1",), "safekeeper_connstrings: entry 1 is not of the form host:port"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_safekeepers_are_different_hosts_with_ports(
+    safekeepers: tuple[str, ...], problem: str | None
+) -> None:
+    assert safekeeper_problem(safekeepers) == problem
 
 
 # --- The lines of postgresql.conf
