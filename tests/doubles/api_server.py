@@ -1,13 +1,13 @@
 """A stub of the node's API: answers what it is told to, remembers what it was asked."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import msgspec
-from typing_extensions import override
+
+from doubles.web_server import Quiet, web_server
 
 Asked = tuple[str, str, str | None, bytes]
 
@@ -28,7 +28,7 @@ class ApiServer:
 def api_server() -> Iterator[ApiServer]:
     """Serve on a free loopback port meanwhile."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._answer()
 
@@ -49,17 +49,6 @@ def api_server() -> Iterator[ApiServer]:
             self.end_headers()
             self.wfile.write(data)
 
-        @override
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    double = ApiServer(f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with web_server(Handler) as url:
+        double = ApiServer(url)
         yield double
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

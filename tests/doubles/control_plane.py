@@ -6,10 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from typing_extensions import override
+from doubles.web_server import Quiet, web_server
 
 
 @dataclass
@@ -46,7 +46,7 @@ def control_plane() -> Iterator[ControlPlane]:
     """Serve on a free loopback port meanwhile."""
     closing = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             authorization = self.headers.get("Authorization")
             double.asked.append((self.path, authorization))
@@ -68,18 +68,9 @@ def control_plane() -> Iterator[ControlPlane]:
             if double.keeps_open:
                 closing.wait()
 
-        @override
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    double = ControlPlane(f"http://127.0.0.1:{server.server_address[1]}/prefix")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield double
-    finally:
-        closing.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with web_server(Handler) as url:
+        double = ControlPlane(f"{url}/prefix")
+        try:
+            yield double
+        finally:
+            closing.set()
