@@ -150,7 +150,7 @@ SLEEPS = {"sleep", "time.sleep"}
 NOWS = ("datetime.now", "datetime.utcnow", "datetime.today", "date.today")
 WALL_CLOCK = {
     "actors/kit/clock.py": "where the others have it from",
-    "actors/http_facade/web.py": "waitress itself compares with it",
+    "actors/http_facade/channels.py": "waitress itself compares with it",
     "actors/postgres_process/running.py": "for comparing with the times of files",
     "http/port.py": "tokens expire by it",
 }

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from compute_node.actors.http_facade import web
+from compute_node.actors.http_facade import channels, web
 from compute_node.actors.http_facade.actor import HttpFacade
+from compute_node.actors.http_facade.requests import JOINED
 from compute_node.actors.http_facade.servers import (
     EXTERNAL_THREADS,
     INTERNAL_THREADS,
@@ -175,7 +176,7 @@ def test_an_answer_of_any_size_arrives_whole(method: str) -> None:
 
         return Sized()
 
-    for size in (0, 1, web.JOINED, web.JOINED + 1, 3_000_000):
+    for size in (0, 1, JOINED, JOINED + 1, 3_000_000):
         served = Served(apps=lambda size=size: (app(size), app(size)))  # type: ignore[misc] # bound at once
         try:
             with served.connection() as connection:
@@ -326,7 +327,7 @@ def test_malformed_requests_are_answered_with_a_request_id_and_the_one_error_sha
 
 
 def test_a_request_that_takes_too_long_to_arrive_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "REQUEST_S", 0.0)
+    monkeypatch.setattr(channels, "REQUEST_S", 0.0)
     monkeypatch.setattr(web, "CLEANUP_S", 0)
     served = Served()
     try:

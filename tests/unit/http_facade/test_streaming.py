@@ -5,7 +5,7 @@ import struct
 import threading
 
 import pytest
-from compute_node.actors.http_facade import web
+from compute_node.actors.http_facade import channels, web
 from compute_node.messages.clerk import DumpBegun, DumpSchema
 from compute_node.messages.metrics import WAITERS
 from compute_node.messages.stream import CAPACITY, ByteStream, StreamClosedError
@@ -112,7 +112,7 @@ def test_what_pours_for_a_client_that_has_left_is_told(served: Served, how: str,
 
 
 def test_a_client_that_stops_reading_for_good_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "IDLE_S", 1)
+    monkeypatch.setattr(channels, "IDLE_S", 1)
     monkeypatch.setattr(web, "CLEANUP_S", 1)
     served = Served()
     try:
