@@ -27,8 +27,18 @@ LOAD_S: Final = 7_200.0
 TAKING: Final = "querying LFC state"
 LOADING: Final = "loading LFC state into postgres"
 """The counterpart's texts."""
-HAS_NEON: Final = b"SELECT pg_catalog.to_regprocedure('neon.get_local_cache_state(integer)') IS NOT NULL"
-
+HAS_NEON: Final = b"""\
+SELECT pg_catalog.count(*) = 3
+  FROM pg_catalog.pg_depend AS d
+  JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid
+ WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+   AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+   AND d.deptype = 'e' AND e.extname = 'neon'
+   AND d.objid IN (pg_catalog.to_regprocedure('neon.get_local_cache_state(integer)'),
+                   pg_catalog.to_regprocedure('neon.prewarm_local_cache(bytea,integer)'),
+                   pg_catalog.to_regprocedure('neon.get_prewarm_info()'))
+"""
+"""The extension's own: whoever owns the database can make functions of these names, and we call them as superuser."""
 LIFE: Final = b"""\
 SELECT pg_catalog.string_agg(pid || '@' || pg_catalog.date_part('epoch', backend_start), ',')
   FROM pg_catalog.pg_stat_activity

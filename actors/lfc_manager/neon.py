@@ -12,8 +12,9 @@ from .packing import StateError
 from .port import CacheError, Counts, Progress
 from .sessions import Connection, Sessions
 
-TAKE: Final = b"SELECT neon.get_local_cache_state()"
-LOAD: Final = b"SELECT neon.prewarm_local_cache($1::pg_catalog.bytea)"
+TAKE: Final = b"SELECT neon.get_local_cache_state(NULL::pg_catalog.int4)"
+LOAD: Final = b"SELECT neon.prewarm_local_cache($1::pg_catalog.bytea, 1::pg_catalog.int4)"
+"""With all arguments, so that no other function of the name is meant."""
 INFO: Final = b"SELECT total_pages, prewarmed_pages, skipped_pages FROM neon.get_prewarm_info()"
 CANCEL_S: Final = 0.3
 LOOK_S: Final = 1.0

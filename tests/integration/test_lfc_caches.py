@@ -39,6 +39,16 @@ ALTER ROLE cloud_admin SET search_path = hostile, pg_catalog, public
 """
 
 
+PLANTED = """\
+SET ROLE owner; CREATE SCHEMA neon;
+SET ROLE owner; CREATE FUNCTION neon.get_local_cache_state(max_chunks integer DEFAULT NULL) RETURNS bytea
+    LANGUAGE plpgsql AS 'BEGIN ALTER ROLE owner SUPERUSER; RETURN NULL; END';
+SET ROLE owner; CREATE FUNCTION neon.prewarm_local_cache(state bytea, n_workers integer DEFAULT 1) RETURNS void
+    LANGUAGE plpgsql AS 'BEGIN ALTER ROLE owner SUPERUSER; END';
+SET ROLE owner; CREATE FUNCTION neon.get_prewarm_info() RETURNS record LANGUAGE sql AS 'SELECT 1, 1, 0, 0'
+"""
+
+
 def cache_of(cluster: Cluster) -> PostgresCache:
     return PostgresCache(settings(connstr=cluster.connstr))
 
@@ -335,6 +345,20 @@ def test_a_crash_gives_the_cache_another_life_and_a_load_that_it_meets_is_no_com
         load(postgres, state)
     assert life(postgres) != before
     assert sum(blocks(take(postgres), "t").values()) < 10, "nothing is left"
+
+
+def test_functions_that_a_user_calls_those_of_the_extension_are_not_called(
+    binaries15: Binaries, cluster: MakeCluster
+) -> None:
+    """Whoever owns the database can make a schema `neon`; what we call there runs as the superuser."""
+    postgres = cluster(binaries15)
+    postgres.query("CREATE ROLE owner")
+    postgres.query("ALTER DATABASE postgres OWNER TO owner")
+    several(postgres, PLANTED)
+    state = take(postgres)
+    assert decode(state).relations
+    load(postgres, state)
+    assert postgres.query("SELECT rolsuper FROM pg_roles WHERE rolname = 'owner'") == [(False,)]
 
 
 def test_a_user_whose_statements_are_short_is_at_work_and_the_node_itself_is_not(
