@@ -252,6 +252,17 @@ def test_a_server_that_says_nothing_is_given_up(
     assert caught.value.passing
 
 
+def test_a_server_that_trickles_is_given_up_too(
+    server: Pageserver, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "TOTAL_S", 0.5)
+    server.chunk = 1
+    server.server.faults = WireFaults(pause_s=0.01)
+    with pytest.raises(SourceError, match=r"it has not ended within 0\.5 s") as caught:
+        fetch(target, a_stored_spec(server))
+    assert caught.value.passing
+
+
 @pytest.mark.parametrize(
     "faults", [WireFaults(deaf=True), WireFaults(mute=True), WireFaults(stall_at=0), WireFaults(stall_at=300)]
 )

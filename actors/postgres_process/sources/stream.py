@@ -35,6 +35,8 @@ REPLY_S: Final = 330.0
 """Until the stream begins: a pageserver waits for an LSN to arrive, 300 s unless it is told otherwise."""
 SILENCE_S: Final = 60.0
 """Within the stream."""
+TOTAL_S: Final = 1800.0
+"""From the first step to the last: without the relations it is small, and one that trickles holds up a start."""
 APPLICATION: Final = "compute_ctl"
 _CHUNK: Final = 256 << 10
 _CONNECTED: Final = f"{CONNECTED}\n".encode()
@@ -75,17 +77,21 @@ class Stream(ABC):
         self.connect_us = round((self._cancellation.now() - self._began_s) * 1_000_000)
 
     def _wait(self, limit_s: float, *descriptors: int, events: int = select.POLLIN) -> set[int]:
-        """Return those of the descriptors that are ready. Raises PageserverError after the limit, CancelledError."""
+        """Return those of the descriptors that are ready. Raises PageserverError after the limits, CancelledError."""
+        left_s = max(0.0, self._began_s + TOTAL_S - self._cancellation.now())
         poll = select.poll()
         for descriptor in descriptors:
             poll.register(descriptor, events)
         poll.register(self._wake.descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(limit_s * 1000)}
+        ready = {descriptor for descriptor, _ in poll.poll(min(limit_s, left_s) * 1000)}
         self._cancellation.check()
-        if not ready:
-            msg = f"it has sent nothing for {limit_s:g} s"
-            raise PageserverError(msg)
-        return ready
+        if ready and left_s:
+            return ready
+        is_slow = left_s <= limit_s
+        msg = (
+            f"it has not ended within {TOTAL_S:g} s" if is_slow else f"it has sent nothing for {limit_s:g} s"
+        )
+        raise PageserverError(msg)
 
 
 class LibpqStream(Stream):
