@@ -90,7 +90,7 @@ def sized(turn: Turn, message: Sized) -> None:
     before, after = turn.state.threshold, decisions.threshold(message.total)
     known = turn.state.file_cache if message.file_cache is None else message.file_cache
     turn.set_sizes(message.total, after, known)
-    confirm(turn, task, _describe(turn, before, message))
+    confirm(turn, task, _describe(turn, task, before, message))
     watching.ask_if_needed(turn)
 
 
@@ -116,7 +116,7 @@ def _over(turn: Turn, work: int) -> Task | None:
     return task if turn.state.on and turn.state.sizing_run == turn.state.run else None
 
 
-def _describe(turn: Turn, before: int | None, sizes: Sized) -> str:
+def _describe(turn: Turn, task: Task, before: int | None, sizes: Sized) -> str:
     parts = []
     if sizes.file_cache is not None:
         parts.append(f"set file cache size to {sizes.file_cache // decisions.MIB} MiB")
@@ -124,6 +124,8 @@ def _describe(turn: Turn, before: int | None, sizes: Sized) -> str:
         after = decisions.threshold(sizes.total)
         change = f"to {mib(after)} MiB" if before is None else f"from {mib(before)} MiB to {mib(after)} MiB"
         parts.append(f"set cgroup memory threshold {change}, of new total {mib(sizes.total)} MiB")
+        if task.total is not None and sizes.total < task.total:
+            parts[-1] += ", which is the limit of the cgroup"
     if not turn.state.resizes:
         parts.append("the size of the file cache is left alone, as the spec says")
     elif sizes.file_cache is None:

@@ -137,6 +137,8 @@ def test_what_is_granted_beyond_the_limit_of_the_cgroup_does_not_count(stage: St
     assert stage.say(peer, grown(2, 8 * GIB)) == [UpscaleConfirmation(2)]
     assert stage.cache.size == FILE_CACHE.size(2 * GIB)
     assert stage.memory.expected == threshold(2 * GIB)
+    reason = stage.shown().decisions[-1].reason
+    assert reason.endswith("of new total 2048 MiB, which is the limit of the cgroup")
     stage.memory.limit = None
     assert stage.say(peer, grown(4, 8 * GIB)) == [UpscaleConfirmation(4)]
     assert stage.memory.expected == threshold(usable(8 * GIB))
