@@ -165,6 +165,8 @@ def postgres_stopped(turn: Turn, message: PostgresStopped, _: int | None) -> Non
         return
     if turn.state.status not in _STOPPING or ending.syncing:
         return  # it was reported before
+    if turn.state.phase in {Phase.CLOSING, Phase.OVER}:
+        return  # it was given up before
     if not was_up or not syncing.begin(turn):
         everything_stopped(turn, ending)
 

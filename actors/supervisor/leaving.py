@@ -30,6 +30,8 @@ TIDY_S: Final = 3.0
 
 def linger(turn: Turn, seconds: float, reason: str = "") -> None:
     """Keep serving for a while, so that the outcome can be read; then leave."""
+    if turn.state.phase in {Phase.CLOSING, Phase.OVER}:
+        return
     if turn.state.settings.dev:
         seconds = min(seconds, LINGER_DEV_S)
     if reason:

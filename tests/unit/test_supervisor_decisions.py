@@ -1812,6 +1812,20 @@ def test_a_stop_that_is_reported_twice_counts_once(*, synced: bool) -> None:
     assert life.answers[exit_waiter].code == 0
 
 
+@pytest.mark.parametrize("changes", [STORED, {}], ids=["with safekeepers", "without"])
+def test_a_stop_that_is_reported_after_it_was_given_up_holds_the_end_up_no_longer(
+    changes: dict[str, Any],
+) -> None:
+    life = running(**changes)
+    exit_waiter, waiter = life.hear(AwaitExit()), life.hear(Terminate(FAST))
+    life.hear(StopOverdue(), PostgresStopped(StopRung.KILL))
+    assert isinstance(life.answers[waiter], TerminateFailed)
+    assert not life.has_told(SyncSafekeepers)
+    life.hear(ServingStopped())
+    assert life.answers[exit_waiter].code == 1
+    assert life.answers[exit_waiter].stop_budget_s is None, "there is nothing left to stop"
+
+
 def test_a_sync_that_fails_skips_nothing_of_the_rest() -> None:
     life, waiter = stopped()
     exit_waiter = life.hear(AwaitExit())
