@@ -1,4 +1,4 @@
-"""The blocks of shared buffers as a state, and the pace at which they are read again. Pure.
+"""The blocks of shared buffers as a state, and handed out again to be read. Pure.
 
 A relation is known by database, schema and name, and by the number of its file: after a rewrite (TRUNCATE, VACUUM
 FULL) its blocks are others, so they are not read. Both survive a base backup and a restart.
@@ -159,37 +159,3 @@ class Batches:
             taken.append(run)
             blocks -= run.blocks
         return tuple(taken)
-
-
-# --- The pace ----------------------------------------------------------------------------------------------
-
-SMALLEST: Final = 16
-LARGEST: Final = 2048
-FIRST: Final = 64
-QUICK_S: Final = 0.03
-SLOW_S: Final = 0.1
-"""A batch takes between these, so that a cancellation is heard and a look at the users comes often."""
-BUSY_PAUSE: Final = 4.0
-"""While users work, a pause is so many times as long as the batch before: they have the disk for 80 % of the time."""
-BUSY_SLOW_S: Final = 0.01
-BUSY_MIN_PAUSE_S: Final = 0.01
-MAX_PAUSE_S: Final = 2.0
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """How many blocks to read next, and how long to wait before."""
-
-    blocks: int = FIRST
-    pause_s: float = 0.0
-
-    def after(self, took_s: float, *, busy: bool) -> "Pace":
-        """Return the pace after a batch that took so long; `busy`: sessions of users are at work."""
-        quick_s, slow_s = (BUSY_SLOW_S / 4, BUSY_SLOW_S) if busy else (QUICK_S, SLOW_S)
-        blocks = self.blocks
-        if took_s > slow_s:
-            blocks = max(SMALLEST, blocks // 2)
-        elif took_s < quick_s:
-            blocks = min(LARGEST, blocks * 2)
-        if not busy:
-            return Pace(blocks)
-        return Pace(blocks, min(MAX_PAUSE_S, max(BUSY_MIN_PAUSE_S, BUSY_PAUSE * took_s)))

@@ -21,7 +21,6 @@ from .blocks import (
     SHARED,
     Batches,
     Buffers,
-    Pace,
     Relation,
     Run,
     encode,
@@ -30,6 +29,7 @@ from .blocks import (
     runs,
     total_of,
 )
+from .pace import Pace
 from .port import CacheError, Counts, NoModuleError, Progress
 from .sessions import Connection, Sessions
 

@@ -417,7 +417,7 @@ def test_while_users_work_a_prewarm_pauses_and_it_is_cancelled_within_a_second_t
     state = take(postgres)
     restart(postgres)
     monkeypatch.setattr(buffers, "TELL_S", 0.0)
-    monkeypatch.setattr("compute_node.actors.lfc_manager.blocks.BUSY_MIN_PAUSE_S", 1.0)
+    monkeypatch.setattr("compute_node.actors.lfc_manager.pace.BUSY_MIN_PAUSE_S", 1.0)
     cancellation = Cancellation()
     cancelled_s = 0.0
     ours = "FROM pg_stat_activity WHERE application_name = 'compute_ctl:apply_config'"

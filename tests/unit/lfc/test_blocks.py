@@ -1,22 +1,15 @@
-"""Blocks of shared buffers as a state, handed out again in runs, at a pace that leaves users their disk."""
+"""Blocks of shared buffers as a state, handed out again in runs."""
 
 import asyncio
 from typing import Any
 
 import pytest
-from compute_node.actors.lfc_manager import buffers, neon
+from compute_node.actors.lfc_manager import buffers
 from compute_node.actors.lfc_manager.blocks import (
     AT_ONCE,
-    BUSY_MIN_PAUSE_S,
-    BUSY_PAUSE,
-    FIRST,
-    LARGEST,
     MAGIC,
-    MAX_PAUSE_S,
-    SMALLEST,
     Batches,
     Buffers,
-    Pace,
     Relation,
     Run,
     decode,
@@ -25,7 +18,6 @@ from compute_node.actors.lfc_manager.blocks import (
     runs,
     spans,
 )
-from compute_node.actors.lfc_manager.neon import Size, size_of
 from compute_node.actors.lfc_manager.packing import StateError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,71 +113,3 @@ def test_a_state_of_many_ranges_is_examined_in_pieces_so_that_a_cancellation_is_
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled())
-
-
-# --- The pace
-
-
-def test_while_nobody_works_batches_grow_to_the_largest_and_nothing_pauses() -> None:
-    pace = Pace()
-    for _ in range(10):
-        pace = pace.after(0.001, busy=False)
-        assert pace.pause_s == 0
-    assert pace.blocks == LARGEST
-
-
-def test_what_is_slow_comes_in_smaller_batches_so_that_a_cancellation_is_heard() -> None:
-    pace = Pace(LARGEST)
-    for _ in range(10):
-        pace = pace.after(1.0, busy=False)
-    assert pace.blocks == SMALLEST
-
-
-@pytest.mark.parametrize("took_s", [0.0, 0.001, 0.02, 0.3, 5.0])
-def test_while_users_work_most_of_the_time_is_theirs(took_s: float) -> None:
-    pace = Pace(FIRST).after(took_s, busy=True)
-    assert pace.pause_s == max(BUSY_MIN_PAUSE_S, min(MAX_PAUSE_S, BUSY_PAUSE * took_s))
-    assert pace.after(took_s, busy=False).pause_s == 0, "and no longer than they do"
-
-
-def test_while_users_work_batches_stay_short() -> None:
-    pace = Pace(LARGEST)
-    for _ in range(10):
-        pace = pace.after(pace.blocks * 0.0001, busy=True)
-    assert pace.blocks * 0.0001 <= 0.02
-
-
-# --- The state of the extension neon
-
-
-def neon_state(chunks: int, pages: int = 1, chunk_log: int = 7) -> bytes:
-    head = (0xFCFCFCFC).to_bytes(4, "little") + chunks.to_bytes(4, "little") + pages.to_bytes(4, "little")
-    body = bytes(20 * chunks) + bytes(-(-(chunks << chunk_log) // 8))
-    return head + chunk_log.to_bytes(2, "little") + bytes(2) + body
-
-
-@pytest.mark.parametrize(("chunks", "chunk_log"), [(0, 7), (1, 7), (3, 0), (1000, 7), (5, 3)])
-def test_a_state_of_the_extension_has_the_length_that_its_head_tells(chunks: int, chunk_log: int) -> None:
-    state = neon_state(chunks, chunk_log=chunk_log)
-    assert size_of(state) == Size(chunks, pages=1)
-    for wrong in (state[:-1], state + b"\0"):
-        with pytest.raises(StateError, match="decoding LFC state"):
-            size_of(wrong)
-
-
-@pytest.mark.parametrize("state", [b"", bytes(16), bytes(15), MAGIC + bytes(16), neon_state(1, chunk_log=8)])
-def test_what_is_no_state_of_the_extension_is_refused(state: bytes) -> None:
-    with pytest.raises(StateError, match="decoding LFC state"):
-        size_of(state)
-
-
-@pytest.mark.parametrize("state", [None, neon_state(0, pages=0), neon_state(2, pages=0)])
-def test_a_cache_without_a_page_has_no_state(state: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would take the place of a good one."""
-
-    async def ask(*_: Any, **__: Any) -> list[list[bytes | None]]:
-        return [[state]]
-
-    monkeypatch.setattr(neon, "ask", ask)
-    nobody: Any = None
-    assert asyncio.run(neon.take(nobody)) is None
