@@ -346,9 +346,10 @@ async def _function(connection: Connection, module: str, symbol: str, make: byte
     if await ask(connection, IN_RECOVERY) == [[b"t"]]:
         found = await ask(connection, FIND, [f"$libdir/{module}".encode(), symbol.encode()])
         if not found:
+            database = connection.pgconn.db.decode(errors="replace")
             msg = (
                 f"a standby has the extension {module} only from its primary: CREATE EXTENSION {module} there, "
-                f"in the database {connection.info.dbname!r}"
+                f"in the database {database!r}"
             )
             raise NoModuleError(msg)
         return sql.Identifier(*((part or b"").decode() for part in found[0]))
