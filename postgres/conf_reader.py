@@ -11,7 +11,8 @@ _ID: Final = rf"{_LETTER}(?:{_LETTER}|[0-9])*"
 _NAME: Final = rf"{_ID}(?:\.{_ID})?"
 _QUOTED: Final = r"'(?:[^'\\\n]|\\[^\n]|'')*'"
 _NUMBER: Final = r"[-+]?(?:0x[0-9a-fA-F]+|[0-9]+)[A-Za-z]*|[-+]?[0-9]*\.[0-9]*(?:[eE][-+]?[0-9]+)?"
-_UNQUOTED: Final = rf"{_LETTER}(?:{_LETTER}|[0-9]|[-._:/])*"
+_UNQUOTED: Final = rf"(?!{_ID}\.{_ID}(?:[ \t\r#]|\Z)){_LETTER}(?:{_LETTER}|[0-9]|[-._:/])*"
+"""One dot between two names makes a name of it, which is no value."""
 _BLANK: Final = r"[ \t\r]*"
 
 _LINE: Final = re.compile(

@@ -13,7 +13,7 @@ from compute_node.postgres.binaries import Binaries
 from compute_node.postgres.conf import ConfContext, ConfText, Listening, quote, render
 from compute_node.postgres.conf_reader import read
 from compute_node.postgres.target import params
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fix_postgres import Cluster, MakeCluster, as_account
@@ -166,6 +166,9 @@ def test_our_reader_reads_whatever_postgres_reads(binaries: Binaries, cluster: M
 
         @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
         @given(anything | quoted)
+        @example("x.y=x.y")
+        @example("x.y=x.y.abc")
+        @example("x.y=x.")
         def agrees(line: str) -> None:
             path.write_text(f"{line}\n", newline="\n")
             rows = connection.execute(

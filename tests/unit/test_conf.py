@@ -408,6 +408,11 @@ def test_what_is_no_list_is_refused(broken: str) -> None:
         ("a = 'open", None),
         ("# a = 1", None),
         ("a = x,y", None),
+        ("a = b.c", None),
+        ("a b.c# c", None),
+        ("a = b.c.d", ("a", "b.c.d")),
+        ("a = b.c-d", ("a", "b.c-d")),
+        ("a = b.", ("a", "b.")),
     ],
 )
 def test_lines_are_read_as_postgres_reads_them(line: str, expected: tuple[str, str] | None) -> None:
