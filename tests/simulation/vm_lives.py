@@ -273,6 +273,7 @@ class Chaos:
             (stage.cache, "size", choice([None, 128 * MIB])),
             (stage.memory, "unreadable", choice([True, False, False])),
             (stage.memory, "machine", choice(self.sizes[1:])),
+            (stage.memory, "limit", choice([None, GIB])),
             (stage.agents, "taken", choice([True, False, False])),
             (stage.agents, "broken", choice([None, None, "out of descriptors"])),
         ]
