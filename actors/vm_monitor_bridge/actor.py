@@ -134,8 +134,8 @@ class VmMonitorBridge(Actor[VmMessage]):
                 self.metrics.add(AUTOSCALING_MESSAGES, 1, "out", protocol.kind_of(message))
             case Close(connection, code, reason):
                 self._agents.close(connection, code, reason)
-            case Expect(threshold):
-                self._memory.expect(threshold)
+            case Expect(pressure):
+                self._memory.expect(pressure)
             case Tell(message):
                 self._supervisor.tell(message)
             case Remind(after_s, message):

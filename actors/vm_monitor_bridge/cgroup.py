@@ -14,7 +14,7 @@ from ...postgres import cgroup
 from ...postgres.cgroup import PROC, Group
 from ..kit.jobs import Cancellation
 from ..kit.wake import Wake
-from .decisions import LOG_EVERY, MIB, POLL_S, SAMPLES, Logged, Summary, is_worth_telling, summarise
+from .decisions import LOG_EVERY, MIB, POLL_S, SAMPLES, Logged, Pressure, Summary, is_worth_telling, summarise
 from .port import Heard, Memory, VmError
 from .private import CgroupFound, MemoryUsed
 
@@ -32,11 +32,11 @@ class CgroupMemory(Memory):
 
     def __init__(self, *, proc: str = PROC) -> None:
         self._proc = proc
-        self._threshold: int | None = None
+        self._pressure: Pressure | None = None
 
     @override
-    def expect(self, threshold: int | None) -> None:
-        self._threshold = threshold
+    def expect(self, pressure: Pressure | None) -> None:
+        self._pressure = pressure
 
     @override
     def total(self, postmaster: int, granted: int | None = None) -> int:
@@ -63,7 +63,7 @@ class CgroupMemory(Memory):
             pause.register(wake.descriptor, select.POLLIN)
             pause_ms = POLL_S * 1000
             while not pause.poll(pause_ms):
-                summary = sampler.take(self._sample(descriptor), cancellation.now(), self._threshold)
+                summary = sampler.take(self._sample(descriptor), cancellation.now(), self._pressure)
                 if summary is not None:
                     heard(MemoryUsed(summary))
             cancellation.check()
@@ -105,14 +105,15 @@ class Sampler:
         self._logged = Logged()
         self._unlogged: list[int] = []
 
-    def take(self, sample: int, at_s: float, threshold: int | None) -> Summary | None:
+    def take(self, sample: int, at_s: float, pressure: Pressure | None) -> Summary | None:
         """Take one sample in; return the average where the bridge must hear of it."""
         self._last.append(sample)
         self._unlogged.append(sample)
         if len(self._unlogged) == LOG_EVERY:
             self._log(at_s)
         summary = summarise(self._last, at_s)
-        if not is_worth_telling(self._told, summary, threshold):
+        limit = None if pressure is None or at_s < pressure.from_s else pressure.threshold
+        if not is_worth_telling(self._told, summary, limit):
             return None
         self._told = summary
         return summary

@@ -106,10 +106,18 @@ def summarise(samples: Collection[int], at_s: float) -> Summary:
     return Summary(at_s, sum(samples) // count if count else 0, count)
 
 
+class Pressure(msgspec.Struct, frozen=True):
+    """With so much in use more memory is asked for, though not before `from_s`."""
+
+    threshold: int
+    from_s: float = 0.0
+
+
 def is_worth_telling(told: Summary | None, now: Summary, limit: int | None) -> bool:
     """Whether the bridge must hear of an average: there is pressure, or news, or it was long ago.
 
-    `limit` is the threshold in force; a bridge that hears of each of ten samples a second would have no other journal.
+    `limit` is the threshold, where more can be asked for; a bridge that hears of each of ten samples a second would
+    have no other journal.
     """
     return (
         told is None

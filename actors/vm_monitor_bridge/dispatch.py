@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias
 from ...messages.base import Message
 from ...messages.vm import PrepareVm, StartVmMonitor, StopVmMonitor
 from . import life, serving, sizing, watching
-from .effects import Effect
+from .effects import Effect, Expect
 from .private import (
     AgentGone,
     AgentOffered,
@@ -56,4 +56,6 @@ def decide(state: BridgeState, message: Message, moment: Moment) -> tuple[Bridge
     turn = Turn(state, moment)
     _HANDLERS[type(message)](turn, message)
     sizing.begin_next(turn)
+    if turn.state.pressure != state.pressure:
+        turn.effects.append(Expect(turn.state.pressure))
     return turn.state, tuple(turn.effects)

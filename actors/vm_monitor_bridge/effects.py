@@ -7,6 +7,7 @@ import msgspec
 from ...messages.vm import PrepareVm
 from ..kit.effects import Log, Remind, Tell
 from . import protocol
+from .decisions import Pressure
 
 GOING_AWAY: Final = 1001
 PROTOCOL_ERROR: Final = 1002
@@ -67,7 +68,7 @@ class Close(msgspec.Struct, frozen=True):
 class Expect(msgspec.Struct, frozen=True):
     """Tell those who watch what is too much."""
 
-    threshold: int | None
+    pressure: Pressure | None
 
 
 class Count(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from typing import Protocol, TypeAlias
 
 from ...messages.base import Message
 from ..kit.jobs import Cancellation
+from .decisions import Pressure
 from .protocol import ToAgent
 
 Heard: TypeAlias = Callable[[Message], None]
@@ -44,8 +45,8 @@ class Memory(Protocol):
         """
         ...
 
-    def expect(self, threshold: int | None) -> None:
-        """Be told what is too much, in bytes; never blocks."""
+    def expect(self, pressure: Pressure | None) -> None:
+        """Be told what is too much (None: nobody can be asked for more); never blocks."""
         ...
 
     def total(self, postmaster: int, granted: int | None = None) -> int:

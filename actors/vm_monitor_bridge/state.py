@@ -11,7 +11,7 @@ import msgspec
 
 from ...messages.vm import AgentSeen, Autoscaling, CgroupSeen, Decided, Exchanged, MemorySeen, MonitorPhase
 from . import protocol
-from .decisions import Summary
+from .decisions import REQUEST_PAUSE_S, Pressure, Summary
 
 FIRST_PAUSE_S: Final = 1.0
 """Before a job that has failed is begun again; it doubles from there."""
@@ -89,6 +89,13 @@ class BridgeState(msgspec.Struct, frozen=True):
     preparing: int | None = None
     exchanged: tuple[Exchanged, ...] = ()
     decided: tuple[Decided, ...] = ()
+
+    @property
+    def pressure(self) -> Pressure | None:
+        """When more memory is asked for; None while there is nobody to be asked."""
+        if self.threshold is None or self.agent is None or not self.agent.ready:
+            return None
+        return Pressure(self.threshold, 0.0 if self.asked_s is None else self.asked_s + REQUEST_PAUSE_S)
 
     @property
     def manages(self) -> tuple[str, ...]:

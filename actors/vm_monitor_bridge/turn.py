@@ -10,7 +10,7 @@ from ...messages.base import Message
 from ...messages.vm import Decided, Exchanged
 from ..kit.effects import Log, Remind
 from . import protocol
-from .effects import GOING_AWAY, Close, Count, Effect, Expect, Send
+from .effects import GOING_AWAY, Close, Count, Effect, Send
 from .state import Agent, BridgeState, rfc3339
 
 REMEMBERED: Final = 20
@@ -55,7 +55,6 @@ class Turn:
     def set_sizes(self, total: int | None, threshold: int | None, file_cache: int | None) -> None:
         """Take sizes into use; None: not known, or not managed."""
         self.set(total=total, threshold=threshold, file_cache=file_cache)
-        self.effects.append(Expect(threshold))
 
     # --- The agent
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from compute_node.actors.kit.clock import Clock
 from compute_node.actors.kit.jobs import Blocked, Cancellation
-from compute_node.actors.vm_monitor_bridge.decisions import MIB, Summary
+from compute_node.actors.vm_monitor_bridge.decisions import MIB, Pressure, Summary
 from compute_node.actors.vm_monitor_bridge.port import Agents, FileCache, Heard, Machine, Memory, VmError
 from compute_node.actors.vm_monitor_bridge.private import (
     AgentGone,
@@ -126,7 +126,7 @@ class FakeMemory(Memory):
         self.limit: int | None = None
         """Of the cgroup."""
         self.unreadable = False
-        self.expected: int | None = None
+        self.pressure: Pressure | None = None
 
     @override
     def watch(self, postmaster: int, heard: Heard, cancellation: Cancellation) -> None:
@@ -144,8 +144,12 @@ class FakeMemory(Memory):
         self.heard = None
 
     @override
-    def expect(self, threshold: int | None) -> None:
-        self.expected = threshold
+    def expect(self, pressure: Pressure | None) -> None:
+        self.pressure = pressure
+
+    @property
+    def expected(self) -> int | None:
+        return None if self.pressure is None else self.pressure.threshold
 
     @override
     def total(self, postmaster: int, granted: int | None = None) -> int:

@@ -10,7 +10,9 @@ from compute_node.actors.vm_monitor_bridge.decisions import (
     FILE_CACHE,
     FRESH_S,
     MIB,
+    REQUEST_PAUSE_S,
     SETTLING_S,
+    Pressure,
     Summary,
     threshold,
     usable,
@@ -329,6 +331,22 @@ def test_a_single_sample_above_the_threshold_is_pressure_and_one_below_is_none(s
     assert not any(isinstance(message, UpscaleRequest) for message in peer.received)
     stage.use(threshold(4 * GIB), count=1)
     assert peer.received[-1] == UpscaleRequest(3)
+
+
+def test_pressure_is_looked_for_only_when_an_agent_can_be_asked(stage: Stage) -> None:
+    seen = [stage.memory.pressure]
+    peer = stage.connect()
+    stage.say(peer, HealthCheck(id=2))
+    seen.append(stage.memory.pressure)
+    stage.use(4 * GIB)
+    assert peer.received[-1] == UpscaleRequest(3)
+    seen.append(stage.memory.pressure)
+    stage.agents.leave(peer)
+    stage.runtime.settle()
+    seen.append(stage.memory.pressure)
+
+    limit = threshold(4 * GIB)
+    assert seen == [None, Pressure(limit), Pressure(limit, stage.clock.now() + REQUEST_PAUSE_S), None]
 
 
 def test_an_agent_that_has_said_nothing_yet_is_asked_after_a_moment(stage: Stage) -> None:

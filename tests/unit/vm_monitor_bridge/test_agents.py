@@ -23,7 +23,7 @@ from compute_node.actors.kit.threaded import ThreadedRuntime
 from compute_node.actors.vm_monitor_bridge import protocol, websocket
 from compute_node.actors.vm_monitor_bridge.actor import VmMonitorBridge
 from compute_node.actors.vm_monitor_bridge.agents import WebsocketAgents
-from compute_node.actors.vm_monitor_bridge.decisions import FILE_CACHE, MIB, Summary, usable
+from compute_node.actors.vm_monitor_bridge.decisions import FILE_CACHE, MIB, Pressure, Summary, usable
 from compute_node.actors.vm_monitor_bridge.port import FileCache, Heard, Memory
 from compute_node.actors.vm_monitor_bridge.private import (
     AgentGone,
@@ -84,7 +84,7 @@ class StillMemory(Memory):
         cancellation.wait(3600)
 
     @override
-    def expect(self, threshold: int | None) -> None:
+    def expect(self, pressure: Pressure | None) -> None:
         pass
 
     @override

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from compute_node.actors.kit.jobs import Cancellation, CancelledError
 from compute_node.actors.vm_monitor_bridge.cgroup import CgroupMemory, Sampler
-from compute_node.actors.vm_monitor_bridge.decisions import LOG_EVERY, MIB, SAMPLES, Summary
+from compute_node.actors.vm_monitor_bridge.decisions import LOG_EVERY, MIB, SAMPLES, Pressure, Summary
 from compute_node.actors.vm_monitor_bridge.port import VmError
 from compute_node.actors.vm_monitor_bridge.private import CgroupFound, MemoryUsed
 from compute_node.messages.base import Message
@@ -141,18 +141,28 @@ def test_what_is_granted_counts_up_to_the_smallest_limit_and_needs_no_look_at_th
 
 
 def told(
-    sampler: Sampler, samples: list[int], threshold: int | None, *, from_s: float = 0.0
+    sampler: Sampler, samples: list[int], pressure: Pressure | None, *, from_s: float = 0.0
 ) -> list[Summary]:
-    found = [sampler.take(sample, from_s + number / 10, threshold) for number, sample in enumerate(samples)]
+    found = [sampler.take(sample, from_s + number / 10, pressure) for number, sample in enumerate(samples)]
     return [summary for summary in found if summary is not None]
 
 
 def test_calm_is_told_once_a_second_and_pressure_with_every_sample() -> None:
-    sampler = Sampler()
-    calm = told(sampler, [100 * MIB] * 100, 200 * MIB)
+    sampler, pressure = Sampler(), Pressure(200 * MIB)
+    calm = told(sampler, [100 * MIB] * 100, pressure)
     assert len(calm) <= SAMPLES + 11
     assert calm[-1] == Summary(calm[-1].at_s, 100 * MIB, SAMPLES)
-    assert len(told(sampler, [300 * MIB] * 100, 200 * MIB, from_s=10.0)) >= 95
+    assert len(told(sampler, [300 * MIB] * 100, pressure, from_s=10.0)) >= 95
+
+
+def test_pressure_is_news_only_from_when_more_can_be_asked_for_and_at_once_then() -> None:
+    sampler = Sampler()
+    told(sampler, [300 * MIB] * 10, None)
+    quiet = told(sampler, [300 * MIB] * 90, Pressure(200 * MIB, from_s=10.0), from_s=1.0)
+    assert len(quiet) <= 11, "as without pressure"
+    assert sampler.take(300 * MIB, 10.0, Pressure(200 * MIB, from_s=10.0)) == Summary(
+        10.0, 300 * MIB, SAMPLES
+    )
 
 
 def test_no_news_is_ever_older_than_its_step_or_a_second() -> None:
