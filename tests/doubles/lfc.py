@@ -43,6 +43,8 @@ class FakeStore(Store):
         self.kept: dict[str, bytes] = {}
         self.puts: list[bytes] = []
         self.fetches = 0
+        self.missed: set[str] = set()
+        """What was asked for and not there."""
         self.violations: list[str] = []
         self.failure: StoreError | None = None
         self.held = False
@@ -51,7 +53,10 @@ class FakeStore(Store):
     def fetch(self, place: Place, cancellation: Cancellation) -> bytes | None:
         self._meet(cancellation)
         self.fetches += 1
-        return self.kept.get(key_of(place))
+        key = key_of(place)
+        if key not in self.kept:
+            self.missed.add(key)
+        return self.kept.get(key)
 
     @override
     def put(self, place: Place, body: bytes, cancellation: Cancellation) -> None:
@@ -92,6 +97,11 @@ class FakeCache(Cache):
         self.fails_after: int | None = None
         """Pages after which loading fails."""
 
+    @property
+    def was_loaded(self) -> bool:
+        """Whether a load has begun, ever."""
+        return self._loading is not None
+
     @override
     def take(self, cancellation: Cancellation) -> Taken:
         self._meet(cancellation)
@@ -123,7 +133,8 @@ class FakeCache(Cache):
     def crash(self, pages: Iterable[int] = (), *, was_warmed: bool) -> None:
         """Let a process of Postgres crash: the others are started anew, with a cold cache.
 
-        `was_warmed`: a prewarm was begun in this life of the node; else nobody has asked for a warm cache.
+        `was_warmed`: a state was loaded in this life of the node, or it had none of its own; else its cache was
+        as it had come about, and so it is now.
         """
         self.crashes += 1
         self.pages = set(pages)

@@ -26,11 +26,12 @@ from compute_node.messages.lfc import (
 from compute_node.messages.spec import ComputeSpec
 from typing_extensions import override
 
-from doubles.lfc import FakeCache, FakeStore
+from doubles.lfc import FakeCache, FakeStore, body_of
 from doubles.specs import a_spec, settings
 from simulation.lives import FoundError, silence
 
 OWN: Final = "compute-1"
+OTHER: Final = "compute-2"
 PAGES: Final = 30
 STEPS: Final = 120
 """In one life."""
@@ -55,6 +56,7 @@ class CacheWorld:
         self.runtime = SimulatedRuntime(seed)
         self.random = self.runtime.random
         self.store = FakeStore()
+        self.store.kept[OTHER] = body_of(range(0, PAGES, 2))
         self.lives = 0
 
     def begin(self, spec: ComputeSpec) -> None:
@@ -62,6 +64,7 @@ class CacheWorld:
         if self.lives:
             self.runtime = SimulatedRuntime(self.seed, continuing=self.runtime)
         self.lives += 1
+        self.store.missed.clear()
         self.cache = FakeCache([self.random.randrange(PAGES)])
         self.cache.at_once = self.random.choice([1, 3, PAGES])
         self.supervisor = _Supervisor()
@@ -87,7 +90,9 @@ class CacheWorld:
         """Let somebody do something, drawn from the seed; nobody forces anything."""
         choice = self.random.choice
         actions: list[Callable[[], object]] = [
-            lambda: self.ref.tell(choice([Prewarm(), Prewarm(), Prewarm(OWN), Prewarm("nobody")])),
+            lambda: self.ref.tell(
+                choice([Prewarm(), Prewarm(), Prewarm(OWN), Prewarm("nobody"), Prewarm(OTHER)])
+            ),
             lambda: self.ref.tell(CancelPrewarm()),
             lambda: self.ref.tell(Offload()),
             lambda: self.ref.tell(choice([GetPrewarm(), GetOffload()])),
@@ -106,8 +111,8 @@ class CacheWorld:
 
     def crash_postgres(self) -> None:
         """Empty the cache; the Supervisor, which hears of it from the monitor, says so later."""
-        status = self.manager.state.prewarm.status
-        self.cache.crash([self.random.randrange(PAGES)], was_warmed=status is not PrewarmStatus.NOT_PREWARMED)
+        was_warmed = self.cache.was_loaded or OWN in self.store.missed
+        self.cache.crash([self.random.randrange(PAGES)], was_warmed=was_warmed)
         self.runtime.later(self.random.choice([0.0, 0.5, 3.0]), partial(self.ref.tell, CacheLost()))
 
     def mend(self) -> None:
