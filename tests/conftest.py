@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -106,3 +107,17 @@ def actors_stop_and_their_handlers_are_quick(request: pytest.FixtureRequest) -> 
             for (actor,), count in runtime.metrics.read(SLOW_HANDLERS).items()
         }
         assert not slow, f"handlers took longer than 50 ms: {slow}"
+
+
+@pytest.fixture(autouse=True)
+def loggers_keep_their_levels() -> Iterator[None]:
+    """Fail a test that leaves a logger louder or quieter: what a later one hears would depend on the order."""
+    before = _levels()
+    yield
+    assert _levels() == before
+
+
+def _levels() -> dict[str, int]:
+    known = logging.root.manager.loggerDict.items()
+    levels = {name: logger.level for name, logger in known if isinstance(logger, logging.Logger)}
+    return {"": logging.root.level} | {name: level for name, level in levels.items() if level}

@@ -270,7 +270,8 @@ def test_a_cgroup_that_cannot_be_read_is_no_zero_and_is_tried_again(
     (answer,) = stage.say(peer, shrink(2, GIB))
     assert isinstance(answer, Failure)
     assert "memory.stat cannot be read" in str(stage.shown().error)
-    assert len([text for text in caplog.messages if "memory.stat cannot be read" in text]) == 1
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len([text for text in errors if "memory.stat cannot be read" in text]) == 1
 
     stage.memory.unreadable = False
     stage.runtime.advance(30)

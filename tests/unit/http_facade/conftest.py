@@ -12,14 +12,14 @@ from doubles.served import Served
 def served(caplog: pytest.LogCaptureFixture) -> Iterator[Served]:
     """Both servers at work. Whatever a test does, they close in order and leave nothing behind."""
     before = set(threading.enumerate())
-    with caplog.at_level(logging.DEBUG):
-        node = Served()
-        yield node
-        node.supervisor.answers[Configure] = ConfigureFailed("the test is over")
-        node.supervisor.answers[Terminate] = Terminated(lsn=None)
-        node.supervisor.release(ConfigureFailed("the test is over"))
-        node.stop(0)
-        node.join()
+    caplog.set_level(logging.DEBUG)
+    node = Served()
+    yield node
+    node.supervisor.answers[Configure] = ConfigureFailed("the test is over")
+    node.supervisor.answers[Terminate] = Terminated(lsn=None)
+    node.supervisor.release(ConfigureFailed("the test is over"))
+    node.stop(0)
+    node.join()
     assert node.failures == []
     assert set(threading.enumerate()) <= before
     assert [

@@ -37,7 +37,6 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "T
 @pytest.fixture(autouse=True)
 def nothing_breaks(served: Served, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """After each test the servers answer, and the log knows of no fault."""
-    caplog.set_level(logging.DEBUG)
     yield
     assert served.get("/status").status == 200
     assert served.get("/live", internal=True).status == 200
