@@ -96,6 +96,7 @@ from compute_node.messages.postgres import (
     PgdataKind,
     PgdataPrepared,
     PgdataRefused,
+    PgdataStages,
     PostgresExited,
     PostgresReady,
     PostgresStartFailed,
@@ -248,6 +249,10 @@ class Life:
         """Return after how long the last message's decision wants to be reminded of `kind`."""
         delays = [e.delay_s for e in self.effects if isinstance(e, After) and isinstance(e.message, kind)]
         return delays[-1] if delays else None
+
+    def logged(self) -> list[str]:
+        """Return what the last message's decision logs."""
+        return [effect.text for effect in self.effects if isinstance(effect, Log)]
 
     def status(self) -> Status:
         return self.state.status
@@ -410,6 +415,15 @@ def test_the_machine_is_made_ready_also_for_a_spec_that_comes_later() -> None:
     assert not [message for to, message in life.told[before:] if to == VM], "only before Postgres starts"
 
 
+def test_a_machine_that_cannot_be_made_ready_fails_a_start_that_came_by_request_too() -> None:
+    life = booted(**MACHINE)
+    waiter = life.hear(Configure(SIZED))
+    life.hear(ConfigurationAccepted(1), VmPreparationFailed(1, "failed to resize swap: no"))
+    assert life.has_told(StopPostgres)
+    life.hear(PostgresStopped(StopRung.NOT_RUNNING))
+    assert life.answers[waiter] == ConfigureFailed("failed to resize swap: no")
+
+
 def test_a_machine_that_cannot_be_made_ready_fails_the_start() -> None:
     life = booted(SIZED, **MACHINE)
     life.hear(VmPreparationFailed(1, "failed to resize swap: no"))
@@ -460,6 +474,14 @@ def test_a_start_passes_its_stages_and_records_their_times() -> None:
     times = life.state.startup
     assert (times.start_postgres_ms, times.config_ms, times.total_startup_ms) == (90, 2000, 2000)
     assert life.last(StartMonitoring) == StartMonitoring(experimental=False)
+
+
+def test_what_the_storage_took_is_recorded() -> None:
+    life = booted(a_spec())
+    life.hear(PgdataPrepared(1, kept=False, took_ms=70, stages=PgdataStages(1, 2, 3, 4, 5)))
+    times = life.state.startup
+    assert (times.sync_sk_check_ms, times.sync_safekeepers_ms, times.pageserver_connect_micros) == (1, 2, 3)
+    assert (times.basebackup_ms, times.basebackup_bytes) == (4, 5)
 
 
 @pytest.mark.parametrize(
@@ -580,6 +602,11 @@ def test_a_spec_for_an_empty_node_starts_it_and_is_answered_when_running() -> No
     assert life.answers[waiter].status.status is Status.RUNNING
 
 
+def test_the_spec_of_a_request_is_that_of_the_node_from_when_it_is_accepted() -> None:
+    life, _ = reconfiguring()
+    assert life.state.spec == with_role("a")
+
+
 def test_a_running_node_is_reconfigured_settings_first_and_sql_after() -> None:
     life, waiter = reconfiguring()
     assert isinstance(life.told[-1][1], InstallConfiguration)
@@ -670,7 +697,16 @@ def test_a_hangup_with_an_unusable_file_changes_nothing(error: str | None) -> No
     waiter = life.hear(RereadConfiguration())
     life.hear(ConfigurationReread(error=error, waiters=(waiter,)))
     assert life.state == before
-    assert isinstance(life.answers[waiter], ConfigureRefused)
+    why = "it has no spec; nothing is changed" if error is None else f"it could not be read again: {error}"
+    assert life.answers[waiter] == ConfigureRefused(why, bad_spec=False)
+    assert life.logged() == [f"the configuration file was not applied: {why}"]
+
+
+def test_a_hangup_names_the_control_plane_where_the_configuration_came_from_there() -> None:
+    life = running(control_plane_uri="http://plane")
+    life.hear(RereadConfiguration(), ConfigurationReread(error="away"))
+    why = "it could not be read again: away"
+    assert life.logged() == [f"the configuration of the control plane was not applied: {why}"]
 
 
 def test_a_hangup_that_comes_at_a_bad_time_is_refused_and_the_log_says_so() -> None:
@@ -800,6 +836,18 @@ def test_whatever_happens_to_the_last_offload_the_stop_comes_once(message: Messa
     assert life.reminder(CheckpointOverdue) == pytest.approx(5.5)
     life.hear(message, LastOffloadEnded(), CheckpointOverdue())
     assert sum(isinstance(message, StopPostgres) for _, message in life.told) == 1
+
+
+def test_a_last_offload_that_failed_is_told_while_it_is_waited_for() -> None:
+    said = "the state of the cache is not saved before the stop: storage is away"
+    life = running(lfc_offload_on_stop=True)
+    life.hear(Terminate(FAST), LastOffloadEnded(error="storage is away"))
+    assert life.logged() == [said]
+    life.hear(LastOffloadEnded(error="storage is away"))
+    assert life.logged() == []
+    fine = running(lfc_offload_on_stop=True)
+    fine.hear(Terminate(FAST), LastOffloadEnded())
+    assert fine.logged() == []
 
 
 @pytest.mark.parametrize("stop", [Terminate(IMMEDIATE), ActorFailed(MONITOR, "KeyError")])
@@ -1770,6 +1818,7 @@ def test_a_start_settles_the_configuration_when_it_has_succeeded_only() -> None:
 # --- Safekeepers after the end -----------------------------------------------------------------------------
 
 STORED: dict[str, Any] = {"source": SourceName.PAGESERVER}
+NOT_SYNCED = "the safekeepers were not synced after the end of Postgres: {}; the next start syncs them"
 
 
 def stopped(mode: ShutdownMode = FAST, spec: ComputeSpec | None = None) -> tuple[Life, int]:
@@ -1788,6 +1837,7 @@ def test_a_primary_of_neons_storage_syncs_its_safekeepers_before_anybody_is_told
     assert waiter not in life.answers
     assert life.status() is Status.TERMINATION_PENDING_FAST
     life.hear(SafekeepersSynced("0/28F10D8", 40))
+    assert Never(SyncOverdue) in life.effects
     assert life.answers[waiter] == Terminated("0/28F10D8")
     assert life.status() is Status.TERMINATED
     assert life.state.startup.sync_safekeepers_ms == 40
@@ -1841,6 +1891,9 @@ def test_a_sync_that_nobody_reports_on_is_given_up() -> None:
     life, waiter = stopped()
     life.hear(SyncOverdue())
     assert life.answers[waiter] == Terminated(lsn=None)
+    assert life.state.error == NOT_SYNCED.format("it was not reported over in time")
+    life.hear(SafekeeperSyncFailed("late"))
+    assert life.effects == []
     life.hear(SafekeepersSynced("0/1", 1))
     assert life.status() is Status.TERMINATED
 
@@ -1849,6 +1902,7 @@ def test_a_signal_breaks_a_sync_off_and_the_node_ends() -> None:
     life, waiter = stopped()
     life.hear(SignalReceived("SIGTERM"))
     assert life.answers[waiter] == Terminated(lsn=None)
+    assert life.state.error == NOT_SYNCED.format("SIGTERM broke it off")
     assert life.has_told(StopServing)
 
 
@@ -1919,7 +1973,7 @@ def promoting(request: Promote) -> tuple[Life, int]:
 def test_a_promotion_by_form_changes_mode_and_safekeepers_and_nothing_else() -> None:
     life, waiter = promoting(BY_FORM)
     order = life.last(PromotePostgres)
-    assert (order.wal_flush_lsn, order.spec.mode) == (LSN, "Replica")
+    assert (order.operation, order.wal_flush_lsn, order.spec.mode) == (2, LSN, "Replica")
     assert (order.spec.safekeepers_generation, order.spec.safekeeper_connstrings) == (4, ("sk1:1", "sk2:2"))
     assert order.spec.cluster.settings == (), "the old list in the settings would win"
     life.hear(PostgresPromoted(life.operation, 7, 9))
@@ -1961,6 +2015,33 @@ def test_who_asks_the_same_joins_and_later_gets_the_same_answer(request_: Promot
     assert "is not replica" in life.answers[different].error
 
 
+def test_safekeepers_of_a_promotion_may_stand_in_the_settings_of_its_spec_or_be_none() -> None:
+    listed = Cluster((), (), settings=(GenericOption("neon.safekeepers", "string", "g#5:sk3:3"),))
+    life = running(REPLICA)
+    life.hear(Promote(LSN, a_spec(cluster=listed)), ConfigurationAccepted(life.operation + 1))
+    order = life.last(PromotePostgres)
+    assert (order.spec.safekeepers_generation, order.spec.safekeeper_connstrings) == (5, ("sk3:3",))
+    life = running(REPLICA)
+    life.hear(Promote())
+    assert life.last(PromotePostgres).spec.safekeeper_connstrings == ()
+
+
+def test_a_replica_without_neons_storage_is_promoted_however_warm_it_is() -> None:
+    life = running(REPLICA)
+    first = life.hear(replace(BY_FORM, prewarm=PrewarmStatus.NOT_PREWARMED))
+    second = life.hear(replace(BY_FORM, prewarm=PrewarmStatus.COMPLETED))
+    life.hear(PostgresPromoted(life.operation, 7, 9))
+    assert life.answers[first] == life.answers[second] == Promoted(7, 9)
+
+
+@pytest.mark.parametrize("request_", [BY_FORM, RefreshConfiguration()], ids=["promote", "refresh"])
+def test_a_request_for_which_nobody_waits_is_answered_to_nobody(request_: Message) -> None:
+    life = running(REPLICA)
+    decision = decide(life.state, request_, Moment(life.now_s, 0.0), None)
+    decision = decide(decision.state, PostgresPromoted(2, 7, 9), Moment(life.now_s, 0.0), None)
+    assert not [effect for effect in decision.effects if isinstance(effect, Answer)]
+
+
 def test_a_promotion_that_failed_can_be_asked_for_again() -> None:
     life, waiter = promoting(BY_FORM)
     life.hear(PostgresPromotionFailed(life.operation, "didn't catch up with primary in 20 retries"))
@@ -1978,7 +2059,9 @@ def test_a_promoted_node_whose_spec_was_not_applied_goes_on_from_there() -> None
     assert "its spec is not applied: no" in life.answers[waiter].error
     assert life.status() is Status.RUNNING
     again = life.hear(BY_SPEC)
-    life.hear(ConfigurationAccepted(life.operation), PostgresPromoted(life.operation, 0, 1))
+    life.hear(ConfigurationAccepted(life.operation))
+    assert life.last(PromotePostgres).spec.mode == "Replica", "as what it is checked and promoted"
+    life.hear(PostgresPromoted(life.operation, 0, 1))
     life.hear(ConfigurationInstalled(life.operation), SpecApplied(life.operation, 1, 1))
     assert isinstance(life.answers[again], Promoted)
 
@@ -2139,6 +2222,48 @@ def test_a_spec_with_the_same_pageservers_changes_nothing_and_the_next_fetch_wai
     assert life.status() is Status.REFRESH_CONFIGURATION
 
 
+@pytest.mark.parametrize(("passed_s", "left_s"), [(4.5, 0.5), (5.0, None)])
+def test_the_pause_between_two_fetches_is_five_seconds(passed_s: float, left_s: float | None) -> None:
+    life = refreshing()
+    life.hear(fetched(neon(operation_uuid="u")))
+    life.now_s += passed_s
+    life.hear(RefreshConfiguration())
+    assert life.reminder(RefreshDue) == left_s
+    assert (FETCH in life.effects) == (left_s is None)
+
+
+def test_without_storage_a_spec_has_moved_when_it_is_another() -> None:
+    life = refreshing(a_spec())
+    life.hear(fetched(a_spec()))
+    assert life.status() is Status.RUNNING
+    life = refreshing(a_spec())
+    life.hear(fetched(with_role("a")))
+    assert life.last(CheckConfiguration) == CheckConfiguration(2, with_role("a"))
+
+
+def test_the_lease_follows_a_refresh_and_the_spec_is_another_only_when_it_is_applied() -> None:
+    before, moved = neon(mode=StaticMode("0/1")), neon("postgresql://ps2", mode=StaticMode("0/1"))
+    life = refreshing(before, **STORED)
+    life.hear(fetched(moved), ConfigurationAccepted(2))
+    assert life.last(KeepLease) == KeepLease(moved)
+    assert life.state.spec == before
+
+
+def test_whoever_has_joined_a_refresh_hears_why_it_failed() -> None:
+    life, moved = refreshing(), neon("postgresql://ps2")
+    life.hear(fetched(moved))
+    waiter = life.hear(Configure(moved))
+    life.hear(ConfigurationRefused(2, "no"))
+    error = "the spec that was fetched is refused: no"
+    assert life.answers[waiter] == ConfigureRefused(error, bad_spec=True)
+    assert life.logged()[0] == f"could not refresh the configuration: {error}"
+    life = refreshing()
+    life.hear(fetched(error="the plane is away"))
+    assert life.logged()[0] == (
+        "could not refresh the configuration: the spec could not be fetched again: the plane is away"
+    )
+
+
 def test_a_spec_with_other_pageservers_is_checked_installed_and_applied() -> None:
     life, moved = refreshing(), neon("postgresql://ps2")
     life.hear(fetched(moved))
@@ -2185,6 +2310,7 @@ def test_a_node_that_is_to_have_no_spec_any_more_ends_in_order_and_as_a_failure(
     life = refreshing(control_plane_uri="http://plane")
     exit_waiter = life.hear(AwaitExit())
     life.hear(fetched())
+    assert DumpJournal(logging.DEBUG) in life.effects, "nothing is wrong with the node"
     assert life.has_told(StopPostgres)
     life.hear(PostgresStopped(StopRung.FAST), ServingStopped())
     assert life.answers[exit_waiter].code == 1
