@@ -585,6 +585,7 @@ def test_the_tables_of_a_departing_role_survive_when_they_cannot_be_reassigned(
 
 HARMLESS = (
     "-c session_preload_libraries= -c local_preload_libraries= -c idle_session_timeout=0 -c role=cloud_admin"
+    " -c statement_timeout=0 -c lock_timeout=0"
 )
 
 
@@ -627,7 +628,8 @@ def test_settings_and_objects_that_users_made_do_not_sabotage_the_application(
                 *(["transaction_timeout = 1"] if binaries.major >= 17 and where == "DATABASE x" else []),
             ):
                 admin.execute(f"ALTER {where} SET {setting}".encode())
-        with session(postgres, "x", options=HARMLESS) as other:
+        unlimited = f"{HARMLESS} -c transaction_timeout=0" if binaries.major >= 17 else HARMLESS
+        with session(postgres, "x", options=unlimited) as other:
             other.execute("SET default_transaction_read_only = off")
             other.execute("ALTER SCHEMA public OWNER TO cloud_admin")
         wanted = spec(
