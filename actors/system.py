@@ -26,6 +26,7 @@ from .http_facade.port import WebApp
 from .http_facade.servers import WaitressServers
 from .kit.actor import Actor, Ref
 from .kit.threaded import ThreadedRuntime
+from .kit.turn import Moment
 from .lfc_manager.actor import LfcManager
 from .lfc_manager.caches import PostgresCache
 from .lfc_manager.stores import Stores
@@ -36,7 +37,6 @@ from .postgres_process.port import ProcessSink
 from .postgres_process.server import Server
 from .supervisor.actor import GET_CONFIG, ReadSpec, Supervisor, SupervisorMessage
 from .supervisor.effects import CONFIGURATOR, HTTP, LEASE, LFC, MONITOR, POSTGRES, VM
-from .supervisor.turn import Moment
 
 if TYPE_CHECKING:
     from ..http.port import Node

@@ -16,7 +16,7 @@ def run(argv: Sequence[str] | None, signals: SignalPipe) -> int:
     began_s, began_wall_s = time.monotonic(), time.time()
     options = parse(argv)
     found = begin_discovery(options.pgbin)
-    from ..actors.supervisor.turn import Moment
+    from ..actors.kit.turn import Moment
     from ..process import logs, node, notify
     from .launching import StartError, prepare
 

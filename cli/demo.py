@@ -75,7 +75,7 @@ class Demo:
 
     def run(self) -> int:
         """Run until Ctrl-C or the end of the node; returns the exit code. Raises DemoError."""
-        from ..actors.supervisor.turn import Moment
+        from ..actors.kit.turn import Moment
         from ..process import logs, node
         from ..process.signals import SignalPipe
         from .launching import StartError, prepare

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 
 import msgspec
 
+from ..actors.kit.turn import Moment
 from ..actors.supervisor.actor import ReadSpec
-from ..actors.supervisor.turn import Moment
 from ..actors.system import Launch
 from ..messages.settings import NodeSettings
 from ..messages.spec import ComputeConfig, ControlPlaneConfig

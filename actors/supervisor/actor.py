@@ -56,6 +56,7 @@ from ...messages.vm import VmPreparationFailed, VmPrepared
 from ..kit.actor import Actor, Ref, Replier
 from ..kit.effects import After, Log, Never, Reminders
 from ..kit.jobs import Cancellation, describe
+from ..kit.turn import Moment
 from .decisions import decide
 from .effects import Answer, DumpJournal, Effect, Publish, ReadConfiguration, Tell
 from .private import (
@@ -70,7 +71,6 @@ from .private import (
     SyncOverdue,
 )
 from .state import NodeState, node_status, readiness
-from .turn import Moment
 
 SupervisorMessage: TypeAlias = (
     ActivityObserved

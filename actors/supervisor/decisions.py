@@ -41,6 +41,7 @@ from ...messages.postgres import (
 from ...messages.promotion import PostgresPromoted, PostgresPromotionFailed, Promote
 from ...messages.serving import ServingFailed, ServingStarted, ServingStopped
 from ...messages.vm import VmPreparationFailed, VmPrepared
+from ..kit.turn import Moment
 from . import configuring, ending, promoting, refreshing, serving
 from .effects import LFC
 from .private import (
@@ -55,7 +56,7 @@ from .private import (
     SyncOverdue,
 )
 from .state import NodeState
-from .turn import Decision, Moment, Turn
+from .turn import Decision, Turn
 
 
 def decide(state: NodeState, message: Message, moment: Moment, waiter: int | None = None) -> Decision:

@@ -4,14 +4,12 @@ The status is changed by `Turn.move` alone, through the table in lifecycle.py.
 """
 
 import logging
-from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from ...messages.base import Message
 from ...messages.lifecycle import EXIT_FAILED, Status, StatusChanged
-from ..kit.effects import Log
+from ..kit import turn
 from .effects import Answer, DumpJournal, Effect, Publish, Tell
 from .lifecycle import Event, Refused, outcome
 from .state import Attempt, NodeState
@@ -24,33 +22,16 @@ class Decision(msgspec.Struct, frozen=True):
     effects: tuple[Effect, ...]
 
 
-class Moment(msgspec.Struct, frozen=True):
-    """When a message is handled: monotonic and wall clock, seconds."""
+class Turn(turn.Turn[NodeState, Effect]):
+    """What the Supervisor's decisions share."""
 
-    now_s: float
-    wall_s: float
-
-
-class Turn:
-    """One message's worth of decisions: the state so far and the effects so far."""
-
-    def __init__(self, state: NodeState, moment: Moment) -> None:
-        self.state = state
-        self.now_s = moment.now_s
+    def __init__(self, state: NodeState, moment: turn.Moment) -> None:
+        super().__init__(state, moment.now_s)
         self.wall_s = moment.wall_s
-        self.effects: list[Effect] = []
-
-    def set(self, **changes: Any) -> None:  # noqa: ANN401 - field names are checked by msgspec
-        """Change what is known."""
-        self.state = replace(self.state, **changes)
 
     def tell(self, to: str, message: Message) -> None:
         """Tell another actor."""
         self.effects.append(Tell(to, message))
-
-    def log(self, level: int, text: str) -> None:
-        """Write a line."""
-        self.effects.append(Log(level, text))
 
     def answer(self, waiters: tuple[int, ...], value: Message) -> None:
         """Answer each of those who wait."""

@@ -20,6 +20,7 @@ from ...messages.vm import GetAutoscaling, PrepareVm, StartVmMonitor, StopVmMoni
 from ..kit.actor import Actor, Ref
 from ..kit.effects import Log, Remind, Tell
 from ..kit.jobs import Cancellation, CancelledError, Job, describe
+from ..kit.turn import Moment
 from . import decisions, protocol
 from .dispatch import decide
 from .effects import Cancel, Close, Count, Effect, Expect, Prepare, Send, Serve, Size, Watch
@@ -42,7 +43,6 @@ from .private import (
     WatchEnded,
 )
 from .state import BridgeState, shown
-from .turn import Moment
 
 VmMessage: TypeAlias = (
     AgentGone

@@ -5,6 +5,7 @@ from typing import Any, Final, TypeAlias
 
 from ...messages.base import Message
 from ...messages.vm import PrepareVm, StartVmMonitor, StopVmMonitor
+from ..kit.turn import Moment
 from . import life, serving, sizing, watching
 from .effects import Effect, Expect
 from .private import (
@@ -25,7 +26,7 @@ from .private import (
     WatchEnded,
 )
 from .state import BridgeState
-from .turn import Moment, Turn
+from .turn import Turn
 
 _Handler: TypeAlias = Callable[[Turn, Any], None]
 

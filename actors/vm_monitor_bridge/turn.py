@@ -1,14 +1,12 @@
 """One message's worth of decisions: the steps that several of them share."""
 
 import logging
-from typing import Any, Final
-
-import msgspec
-from msgspec.structs import replace
+from typing import Final
 
 from ...messages.base import Message
 from ...messages.vm import Decided, Exchanged
-from ..kit.effects import Log, Remind
+from ..kit import turn
+from ..kit.effects import Remind
 from . import protocol
 from .effects import GOING_AWAY, Close, Count, Effect, Send
 from .state import Agent, BridgeState, rfc3339
@@ -17,29 +15,12 @@ REMEMBERED: Final = 20
 """Messages, and decisions, that are shown."""
 
 
-class Moment(msgspec.Struct, frozen=True):
-    """When a message is handled: monotonic and wall clock, seconds."""
+class Turn(turn.Turn[BridgeState, Effect]):
+    """What the bridge's decisions share."""
 
-    now_s: float
-    wall_s: float
-
-
-class Turn:
-    """The state so far and the effects so far."""
-
-    def __init__(self, state: BridgeState, moment: Moment) -> None:
-        self.state = state
-        self.now_s = moment.now_s
+    def __init__(self, state: BridgeState, moment: turn.Moment) -> None:
+        super().__init__(state, moment.now_s)
         self.wall_s = moment.wall_s
-        self.effects: list[Effect] = []
-
-    def set(self, **changes: Any) -> None:  # noqa: ANN401 - fields of any type
-        """Change what is known."""
-        self.state = replace(self.state, **changes)
-
-    def log(self, level: int, text: str) -> None:
-        """Write a line."""
-        self.effects.append(Log(level, text))
 
     def remind(self, after_s: float, message: Message) -> None:
         """Send oneself a message later."""

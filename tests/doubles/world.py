@@ -18,6 +18,7 @@ from compute_node.actors.http_facade.actor import HttpFacade
 from compute_node.actors.http_facade.private import SERVERS
 from compute_node.actors.kit.actor import Actor, Pending
 from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.actors.kit.turn import Moment
 from compute_node.actors.lfc_manager.actor import LfcManager
 from compute_node.actors.lfc_manager.port import StoreError
 from compute_node.actors.lsn_lease.actor import LsnLease
@@ -25,7 +26,6 @@ from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
 from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, LEASE, LFC, MONITOR, POSTGRES, VM
 from compute_node.actors.supervisor.state import Step
-from compute_node.actors.supervisor.turn import Moment
 from compute_node.actors.vm_monitor_bridge.actor import VmMonitorBridge
 from compute_node.messages.base import Message, Request
 from compute_node.messages.catalog import ApplyFailed, SpecApplied

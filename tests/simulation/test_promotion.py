@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from compute_node.actors.kit.actor import Actor, Pending, Ref
 from compute_node.actors.kit.simulated import SimulatedRuntime
+from compute_node.actors.kit.turn import Moment
 from compute_node.actors.postgres_process.actor import PostgresProcess
 from compute_node.actors.supervisor.actor import Supervisor
 from compute_node.actors.supervisor.effects import CONFIGURATOR, HTTP, LFC, MONITOR, POSTGRES
-from compute_node.actors.supervisor.turn import Moment
 from compute_node.messages.base import Message
 from compute_node.messages.catalog import ApplyFailed, ApplySpec, SpecApplied
 from compute_node.messages.lfc import LastOffloadEnded, OffloadLast

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 from compute_node.actors.kit.effects import After, Log, Never
+from compute_node.actors.kit.turn import Moment
 from compute_node.actors.supervisor.decisions import DECIDED, decide
 from compute_node.actors.supervisor.effects import (
     CONFIGURATOR,
@@ -35,7 +36,7 @@ from compute_node.actors.supervisor.private import (
     SyncOverdue,
 )
 from compute_node.actors.supervisor.state import Cause, NodeState, Phase, node_status, readiness
-from compute_node.actors.supervisor.turn import Decision, Moment
+from compute_node.actors.supervisor.turn import Decision
 from compute_node.messages.activity import ActivityObserved, StartMonitoring, StopMonitoring
 from compute_node.messages.base import Message, Request, decode, encode
 from compute_node.messages.catalog import (

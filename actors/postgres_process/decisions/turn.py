@@ -1,34 +1,18 @@
 """One message's worth of decisions: the steps that several of them share."""
 
-from typing import Any
-
-import msgspec
-
 from ....messages.base import Message
-from ...kit.effects import Log, Remind, Tell
+from ...kit import turn
+from ...kit.effects import Remind, Tell
 from ..state import Begin, Cancel, Effect, Phase, ProcessState
 from ..work import Work
 
 
-class Turn:
-    """The state so far and the effects so far."""
-
-    def __init__(self, state: ProcessState, now_s: float) -> None:
-        self.state = state
-        self.now_s = now_s
-        self.effects: list[Effect] = []
-
-    def set(self, **changes: Any) -> None:  # noqa: ANN401 - fields of any type
-        """Change what is known."""
-        self.state = msgspec.structs.replace(self.state, **changes)
+class Turn(turn.Turn[ProcessState, Effect]):
+    """What the decisions about Postgres share."""
 
     def tell(self, message: Message) -> None:
         """Tell the Supervisor."""
         self.effects.append(Tell(message))
-
-    def log(self, level: int, text: str) -> None:
-        """Write a line."""
-        self.effects.append(Log(level, text))
 
     def remind(self, after_s: float, message: Message) -> None:
         """Send oneself a message later."""
